@@ -1,0 +1,91 @@
+// What every kernel demands of its tensors, by argument name: once, in front of the CPU and CUDA code.
+// The Python faces (interlude_fast/ops) say the same to users in more words, also where no extension
+// is built; these guard the memory accesses against direct callers of torch.ops.interlude_fast.*.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <optional>
+
+namespace interlude {
+
+inline void check_floating(const at::Tensor& t, const char* name) {
+  const auto dtype = t.scalar_type();
+  TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, name,
+                   " must be float64, float32, bfloat16 or float16, got ", dtype);
+}
+
+inline void check_same_device(const at::Tensor& t, const char* name, const at::Tensor& like, const char* like_name) {
+  TORCH_CHECK_VALUE(t.device() == like.device(), name, " is on ", t.device(), " but ", like_name, " is on ",
+                    like.device());
+}
+
+inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
+}
+
+inline void check_per_class(const std::optional<at::Tensor>& t, const char* name, const at::Tensor& logits) {
+  if (!t) return;
+  check_floating(*t, name);
+  check_shape(*t, name, {logits.size(-1)});
+  check_same_device(*t, name, logits, "logits");
+}
+
+inline void check_fusion(const at::Tensor& x, double alpha, int64_t shift) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(x.dim() >= 1, "x must have a row dimension, got a scalar");
+  TORCH_CHECK_VALUE(alpha >= 0 && alpha < 1, "alpha must lie in [0, 1), got ", alpha);
+  TORCH_CHECK_VALUE(shift == 1 || shift == -1, "shift must be 1 or -1, got ", shift);
+}
+
+// Formats whose rows (dimension 0) lie one after another in memory need no copy.
+inline at::MemoryFormat dense_rows_format(const at::Tensor& x) {
+  if (x.is_contiguous()) return at::MemoryFormat::Contiguous;
+  if (x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast)) return at::MemoryFormat::ChannelsLast;
+  if (x.dim() == 5 && x.is_contiguous(at::MemoryFormat::ChannelsLast3d)) return at::MemoryFormat::ChannelsLast3d;
+  return at::MemoryFormat::Contiguous;
+}
+
+inline void check_sample_rows(const at::Tensor& step, int64_t labeled, int64_t unlabeled, int64_t batch, int64_t mu) {
+  constexpr int64_t kMost = int64_t{1} << 31;
+  TORCH_CHECK_TYPE(step.scalar_type() == at::kLong && step.numel() == 1, "step must be one int64 value");
+  TORCH_CHECK_VALUE(batch >= 1 && mu >= 0, "batch must be >= 1 and mu >= 0, got ", batch, " and ", mu);
+  TORCH_CHECK_VALUE(labeled >= 1 && labeled <= kMost, "labeled must lie in [1, 2^31], got ", labeled);
+  TORCH_CHECK_VALUE(unlabeled >= mu && unlabeled <= kMost, "unlabeled must lie in [mu, 2^31], got ", unlabeled);
+}
+
+inline void check_interlude_loss(const at::Tensor& logits, const at::Tensor& labels, int64_t mu,
+                                 const std::optional<at::Tensor>& thresholds,
+                                 const std::optional<at::Tensor>& class_weights,
+                                 const std::optional<at::Tensor>& pseudo_label_bias) {
+  check_floating(logits, "logits");
+  TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 1, "logits must be [2B(1+mu), K], got ", logits.sizes());
+  TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, "labels must be int64, got ", labels.scalar_type());
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) >= 1, "labels must be [B] with B >= 1, got ", labels.sizes());
+  TORCH_CHECK_VALUE(mu >= 1 && logits.size(0) == 2 * labels.size(0) * (1 + mu),
+                    "logits must have 2B(1+mu) rows; B = ", labels.size(0), ", mu = ", mu, ", rows = ", logits.size(0));
+  check_same_device(labels, "labels", logits, "logits");
+  check_per_class(thresholds, "thresholds", logits);
+  check_per_class(class_weights, "class_weights", logits);
+  check_per_class(pseudo_label_bias, "pseudo_label_bias", logits);
+}
+
+inline void check_delta_consistency(const at::Tensor& lw, const at::Tensor& ls, const at::Tensor& uw,
+                                    const at::Tensor& us, const std::optional<at::Tensor>& match) {
+  check_floating(uw, "unlabeled_weak");
+  TORCH_CHECK_VALUE(uw.dim() == 3 && uw.numel() > 0, "unlabeled_weak must be [B, mu, K], got ", uw.sizes());
+  check_shape(us, "unlabeled_strong", uw.sizes());
+  check_shape(lw, "labeled_weak", {uw.size(0), uw.size(2)});
+  check_shape(ls, "labeled_strong", {uw.size(0), uw.size(2)});
+  for (const auto* t : {&lw, &ls, &us}) {
+    TORCH_CHECK_TYPE(t->scalar_type() == uw.scalar_type(), "the four logits must share one dtype");
+    check_same_device(*t, "logits", uw, "unlabeled_weak");
+  }
+  if (!match) return;
+  TORCH_CHECK_TYPE(match->scalar_type() == at::kBool, "match must be bool, got ", match->scalar_type());
+  check_shape(*match, "match", {uw.size(0), uw.size(1)});
+  check_same_device(*match, "match", uw, "unlabeled_weak");
+}
+
+}  // namespace interlude

@@ -1,0 +1,164 @@
+// The InterLUDE loss head and its delta-consistency term on the CPU, loss and gradient together.
+// Fused: softmaxes, pseudo labels, masks, three losses and their gradients; the logits are read in the
+// order they lie in, and nothing of size [B, mu, K] is stored but the softmaxes themselves.
+//   logits [2B(1+mu), K], labels [B] -> parts [5], grad [2B(1+mu), K].
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <vector>
+
+#include "../ssl_loss_problem.h"
+
+namespace interlude {
+namespace {
+
+constexpr int64_t kGroupsPerTask = 8;
+
+// Softmax of one row into `prob`; its max and sum are kept for the cross-entropy.
+template <typename T, typename A>
+int softmax_row(const T* logits, int classes, A* prob, A* row_max, A* row_sum) {
+  int best = 0;
+  A max = A(logits[0]), sum = 0;
+  for (int k = 1; k < classes; ++k)
+    if (A(logits[k]) > max) max = A(logits[k]), best = k;
+  for (int k = 0; k < classes; ++k) prob[k] = std::exp(A(logits[k]) - max);
+  for (int k = 0; k < classes; ++k) sum += prob[k];
+  const A scale = A(1) / sum;
+  for (int k = 0; k < classes; ++k) prob[k] *= scale;
+  *row_max = max, *row_sum = sum;
+  return best;
+}
+
+// Pseudo label and its confidence where q is not the plain softmax.
+template <typename T, typename A>
+int shifted_pseudo_label(const SslLoss<T, A>& p, const T* logits, A* confidence) {
+  int best = 0;
+  A max = pseudo_label_score(p, A(logits[0]), 0), sum = 0;
+  for (int k = 1; k < p.classes; ++k) {
+    const A score = pseudo_label_score(p, A(logits[k]), k);
+    if (ranks_before(score, k, max, best)) max = score, best = k;
+  }
+  for (int k = 0; k < p.classes; ++k) sum += std::exp(pseudo_label_score(p, A(logits[k]), k) - max);
+  *confidence = A(1) / sum;
+  return best;
+}
+
+// Pseudo labels of one group: target (-1 below the threshold) and the rows that enter delta_u.
+template <typename T, typename A>
+int label_group(const SslLoss<T, A>& p, int64_t i, const int* plain_argmax) {
+  const bool plain = p.temperature == A(1) && !p.pseudo_label_bias;
+  int matches = 0;
+  for (int j = 0; j < p.mu; ++j) {
+    const int64_t pair = i * p.mu + j;
+    bool match = p.match ? p.match[pair] : true;
+    if (!p.delta_alone()) {
+      int label = plain_argmax[1 + j];
+      A confidence = A(1) / p.row_sum[i * p.rows() + 1 + j];
+      if (!plain) label = shifted_pseudo_label(p, p.logits.row(i, 1 + j, p.mu, p.classes), &confidence);
+      p.target[pair] = over_threshold(p, confidence, label) ? label : -1;
+      match = !p.per_class || label == p.labels[i];
+    }
+    p.share[pair] = match ? A(1) : A(0);
+    matches += match;
+  }
+  for (int j = 0; j < p.mu; ++j)
+    if (matches) p.share[i * p.mu + j] /= A(matches);
+  return matches;
+}
+
+// Softmaxes, pseudo labels, delta and the group's sums. `prob` holds the group's rows, [2(1+mu), K].
+template <typename T, typename A>
+void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
+  const int rows = p.rows(), classes = p.classes;
+  A* row_max = p.row_max + i * rows;
+  A* row_sum = p.row_sum + i * rows;
+  for (int r = 0; r < rows; ++r)
+    argmax[r] =
+        softmax_row(p.logits.row(i, r, p.mu, classes), classes, prob + int64_t{r} * classes, row_max + r, row_sum + r);
+  const int matches = label_group(p, i, argmax);
+  auto sum = [&](GroupSum what) -> A& { return p.group_sum[what * p.batch + i]; };
+  for (int what = 0; what < kGroupSums; ++what) sum(GroupSum(what)) = A(0);
+  sum(kMatched) = matches > 0;
+  if (!p.delta_alone()) {
+    const int64_t label = p.labels[i];
+    const A weight = p.class_weights ? p.class_weights[label] : A(1);
+    sum(kWeight) = weight;
+    sum(kWeightedCe) = weight * cross_entropy(A(p.logits.row(i, 0, p.mu, classes)[label]), row_max[0], row_sum[0]);
+    for (int j = 0; j < p.mu; ++j) {
+      const int target = p.target[i * p.mu + j], r = 2 + p.mu + j;
+      if (target < 0) continue;
+      sum(kMasked) += A(1);
+      sum(kPseudoCe) += cross_entropy(A(p.logits.row(i, r, p.mu, classes)[target]), row_max[r], row_sum[r]);
+    }
+  }
+  A* delta = p.delta + i * classes;
+  const A* labeled_strong = prob + int64_t{1 + p.mu} * classes;
+  for (int k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - prob[k];
+  for (int j = 0; j < p.mu; ++j) {
+    const A share = p.share[i * p.mu + j];
+    const A* weak = prob + int64_t{1 + j} * classes;
+    const A* strong = prob + int64_t{2 + p.mu + j} * classes;
+    for (int k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
+  }
+  A squared = 0;
+  for (int k = 0; k < classes; ++k) squared += delta[k] * delta[k];
+  sum(kSquaredDelta) = squared;
+}
+
+template <typename T, typename A>
+void backward_group(const SslLoss<T, A>& p, int64_t i, const A* prob, const A* total) {
+  const A* delta = p.delta + i * p.classes;
+  for (int r = 0; r < p.rows(); ++r) {
+    if (p.delta_alone() && r % (1 + p.mu) == 0) continue;
+    const A* row = prob + int64_t{r} * p.classes;
+    T* out = p.grad.row(i, r, p.mu, p.classes);
+    const RowGrad<A> g = row_grad(p, i, r, total);
+    A dot = 0;
+    for (int k = 0; k < p.classes; ++k) dot += row[k] * delta[k];
+    for (int k = 0; k < p.classes; ++k) out[k] = static_cast<T>(grad_element(g, k, row[k], delta[k], dot));
+  }
+}
+
+template <typename T, typename A>
+void walk_groups(const SslLoss<T, A>& p, const at::TensorOptions& options) {
+  const int64_t group_size = int64_t{p.rows()} * p.classes;
+  const at::Tensor prob = at::empty({p.batch * group_size}, options.dtype(c10::CppTypeToScalarType<A>::value));
+  A* prob_data = prob.mutable_data_ptr<A>();
+  at::parallel_for(0, p.batch, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+    std::vector<int> argmax(p.rows());
+    for (int64_t i = begin; i < end; ++i) forward_group(p, i, prob_data + i * group_size, argmax.data());
+  });
+  A total[kGroupSums];
+  for (int what = 0; what < kGroupSums; ++what) {
+    total[what] = A(0);
+    for (int64_t i = 0; i < p.batch; ++i) total[what] += p.group_sum[what * p.batch + i];
+  }
+  write_parts(p, total);
+  at::parallel_for(0, p.batch, kGroupsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) backward_group(p, i, prob_data + i * group_size, total);
+  });
+}
+
+// Labels are looked at before any is used as an index; on a GPU the kernel asserts instead.
+struct Cpu {
+  struct Scope {
+    explicit Scope(const at::Tensor& like) : options(like.options()) {}
+    at::TensorOptions options;
+  };
+  template <typename T, typename A>
+  static void run(const SslLoss<T, A>& p, const Scope& scope) {
+    for (int64_t i = 0; !p.delta_alone() && i < p.batch; ++i)
+      TORCH_CHECK_INDEX(p.labels[i] >= 0 && p.labels[i] < p.classes, "labels[", i, "] = ", p.labels[i],
+                        " is outside [0, ", p.classes, ")");
+    walk_groups(p, scope.options);
+  }
+};
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(interlude_fast, CPU, m) {
+  m.impl("interlude_loss", &interlude_loss<Cpu>);
+  m.impl("delta_consistency_loss", &delta_consistency_loss<Cpu>);
+}
+
+}  // namespace interlude

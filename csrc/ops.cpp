@@ -1,0 +1,38 @@
+// The table of contents: every op's schema, and what this build was made with.
+// Implementations: cpu/<file>.cpp and cuda/<file>.cu; public faces, shape and gradient rules:
+// interlude_fast/ops.
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+TORCH_LIBRARY(interlude_fast, m) {
+  m.def("circular_shift_fusion(Tensor x, float alpha, int shift) -> Tensor");
+  m.def(
+      "sample_rows(Tensor step, int seed, int labeled, int unlabeled, int batch, int mu) -> "
+      "(Tensor labeled_items, Tensor unlabeled_items)");
+  m.def(
+      "interlude_loss(Tensor logits, Tensor labels, int mu, float tau, Tensor? thresholds, float lambda_u, "
+      "float lambda_dc, float temperature, bool per_class, bool interdigitated, Tensor? class_weights, "
+      "Tensor? pseudo_label_bias) -> (Tensor parts, Tensor grad_logits)");
+  m.def(
+      "delta_consistency_loss(Tensor labeled_weak, Tensor labeled_strong, Tensor unlabeled_weak, "
+      "Tensor unlabeled_strong, Tensor? match) -> (Tensor parts, Tensor grad_weak, Tensor grad_strong)");
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.attr("torch_version") = TORCH_VERSION;
+#if defined(INTERLUDE_FAST_CUDA)
+  m.attr("cuda_version") = INTERLUDE_FAST_CUDA;
+  m.attr("cuda_archs") = INTERLUDE_FAST_CUDA_ARCHS;
+#else
+  m.attr("cuda_version") = pybind11::none();
+  m.attr("cuda_archs") = "";
+#endif
+#if defined(__clang__)
+  m.attr("compiler") = "clang " __clang_version__;
+#elif defined(__GNUC__)
+  m.attr("compiler") = "g++ " __VERSION__;
+#else
+  m.attr("compiler") = "unknown";
+#endif
+}

@@ -1,0 +1,90 @@
+// csrc/math evaluated in kernels and on the host: equal bits for integers and for sums and products; what
+// goes through exp or log, whose libraries differ, to a few units in the last place.
+#include <vector>
+
+#include "check.h"
+#include "math/fusion.h"
+#include "math/shuffle.h"
+#include "math/ssl_loss.h"
+
+using namespace interlude;
+
+constexpr int kCount = 4096, kSkipped = 77;
+
+#define CUDA_OK(call) CHECK_EQ(int(call), int(cudaSuccess))
+
+struct Draw {
+  IF_HD uint32_t operator()(int i) const {
+    const Philox4 words = draw(uint64_t(-3), (uint64_t{1} << 33) + i, i, Stream::kAugment, i % 3, i % 7);
+    return words.x ^ words.y ^ words.z ^ words.w;
+  }
+};
+
+struct Permute {
+  IF_HD uint32_t operator()(int i) const { return permute(make_permutation(kCount + 1, 9, i, 2, Stream::kSplit), i); }
+};
+
+struct Items {
+  IF_HD uint32_t operator()(int i) const {
+    return labeled_item(uint64_t(-1), (uint64_t{1} << 40) + i, 1437) ^ unlabeled_item(1, i, i, i % 7, 96000);
+  }
+};
+
+struct Fuse {
+  IF_HD float operator()(int i) const {
+    return fuse_element(1.0f / float(1 + i), float(shifted_row(i, kCount, 1)), 0.1f);
+  }
+};
+
+struct Gradient {
+  IF_HD float operator()(int i) const {
+    const RowGrad<float> g{0.3f, i % 5, -0.7f};
+    return grad_element(g, i % 3, 1.0f / float(2 + i), 0.01f * float(i % 11), 0.4f);
+  }
+};
+
+struct Softmax {
+  IF_HD double operator()(int i) const {
+    return softmax_element(0.01 * (i % 800), 8.0, 3.0) + cross_entropy(0.01 * i, 41.0, 1.0 + i);
+  }
+};
+
+template <typename F, typename V>
+__global__ void evaluate(F f, V* out) {
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i < kCount) out[i] = f(i);
+}
+
+template <typename F>
+void same_on_the_device(F f, double tolerance = 0) {
+  using V = decltype(f(0));
+  std::vector<V> host(kCount);
+  V* device = nullptr;
+  CUDA_OK(cudaMalloc(reinterpret_cast<void**>(&device), kCount * sizeof(V)));
+  evaluate<<<(kCount + 127) / 128, 128>>>(f, device);
+  CUDA_OK(cudaGetLastError());
+  CUDA_OK(cudaMemcpy(host.data(), device, kCount * sizeof(V), cudaMemcpyDeviceToHost));
+  CUDA_OK(cudaFree(device));
+  for (int i = 0; i < kCount; ++i) {
+    const V expected = f(i);
+    if (tolerance == 0)
+      CHECK_EQ(host[i], expected);
+    else
+      CHECK_NEAR(double(host[i]), double(expected), tolerance * (1 + std::abs(double(expected))));
+  }
+}
+
+int main() {
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::cout << "skipped: no GPU\n";
+    return kSkipped;
+  }
+  same_on_the_device(Draw{});
+  same_on_the_device(Permute{});
+  same_on_the_device(Items{});
+  same_on_the_device(Fuse{});
+  same_on_the_device(Gradient{});
+  same_on_the_device(Softmax{}, 1e-15);
+  return check::result();
+}

@@ -1,0 +1,200 @@
+"""The configuration: one typed tree, its YAML files, and how flags override them.
+
+Order of precedence, later wins: the defaults here, `configs/<data set>/base.yaml`, the file of the published
+setting (`configs/<data set>/<method>-<labels>.yaml`) or the user's `--config`, then overrides (`--set`, flags).
+An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import ConfigError, nearest
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Strict(BaseModel):
+    """A section whose unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+
+class DataConfig(Strict):
+    """Which images, and which of them are labeled."""
+
+    dataset: str = "digits"
+    root: Path | None = Field(
+        None, description="folder of the local copy; None: the data set's default place"
+    )
+    labels: int = Field(40, ge=1, description="labeled images in all, the same number of every class")
+    unlabeled_includes_labeled: bool = True
+
+
+class AugmentConfig(Strict):
+    """Weak and strong views (interlude.md section 1). Sides in fractions of the image's side."""
+
+    flip: bool | None = Field(None, description="horizontal flips; None: what the data set says")
+    crop: float = Field(0.125, ge=0, le=0.5, description="reflect padding of the random crop")
+    n: int = Field(2, ge=0, le=16, description="RandAugment operations per strong view")
+    m: int = Field(10, ge=2, le=10, description="RandAugment magnitudes are drawn from 1..m-1")
+    cutout: float = Field(0.5, ge=0, le=1, description="side of the grey square of a strong view")
+    paired: Literal["independent", "shared"] = "independent"
+
+
+class Named(BaseModel):
+    """A registered part: its name, and options that the part's own typed Options check."""
+
+    model_config = ConfigDict(extra="allow", validate_assignment=True)
+    name: str
+
+    def options(self) -> dict[str, Any]:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class OptimConfig(Strict):
+    """SGD and EMA (interlude.md section 8)."""
+
+    lr: float = Field(0.03, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0, description="not on parameters whose name contains bias or bn")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+
+
+class TrainConfig(Strict):
+    """The loop."""
+
+    steps: int = Field(2**20, ge=1)
+    batch: int = Field(64, ge=1, description="B: labeled images in a step")
+    mu: int = Field(7, ge=1, description="unlabeled images per labeled image")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Precision = "auto"
+    log_every: int = Field(100, ge=1, description="steps between two lines of metrics.jsonl")
+    eval_every: int = Field(5000, ge=1, description="steps between two evaluations")
+    checkpoint_every: int = Field(5000, ge=1, description="steps between two checkpoints")
+    eval_batch: int = Field(500, ge=1)
+
+
+class Config(Strict):
+    """Everything that a run depends on. Same configuration and seed, same run."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = Field(default_factory=DataConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    model: Named = Field(default_factory=lambda: Named(name="wideresnet"))
+    method: Named = Field(default_factory=lambda: Named(name="interlude"))
+    optim: OptimConfig = Field(default_factory=OptimConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def validate(cls: type[BaseModel], values: dict[str, Any], where: str = "") -> Any:
+    """cls(**values), with pydantic's complaint as one ConfigError line."""
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        raise ConfigError(_one_line(cls, error, where)) from None
+
+
+def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    key = ".".join([where, *path]).strip(".")
+    if first["type"] != "extra_forbidden":
+        got = first["input"]
+        return f"{key} = {got!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    section: Any = cls
+    for part in path[:-1]:
+        section = section.model_fields[part].annotation
+    return f"unknown key '{key}'{nearest(path[-1], section.model_fields)}"
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # Another part's options do not carry over to the part that replaces it.
+        replaced = both and "name" in value and merged[key].get("name", value["name"]) != value["name"]
+        merged[key] = _merge(merged[key], value) if both and not replaced else value
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping; its `extends: <file beside it>` is read first."""
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        raise ConfigError(
+            f"configuration file {path} is not YAML{f', line {where.line + 1}' if where else ''}"
+        ) from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration file {path} must hold a mapping, got {type(values).__name__}")
+    base = values.pop("extends", None)
+    return _merge(read_yaml(path.parent / base), values) if base else values
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`"method.tau=0.9"` -> `{"method": {"tau": 0.9}}`; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set wants key=value, got '{text}'")
+    try:
+        nested: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not YAML") from None
+    if isinstance(nested, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            nested = float(nested)
+        except ValueError:
+            pass
+    for part in reversed(key.strip().split(".")):
+        nested = {part: nested}
+    return nested
+
+
+def configs_folder() -> Path:
+    """`configs/`: inside the installed package, or at the top of the source tree."""
+    installed = Path(str(resources.files("interlude_fast"))) / "configs"
+    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "configs"
+
+
+def preset(dataset: str, method: str, labels: int | None) -> dict[str, Any]:
+    """The settings that `configs/` holds for a data set, and for this method and label count where it does."""
+    folder = configs_folder() / dataset
+    for name in (f"{method}-{labels}.yaml", "base.yaml"):
+        if (folder / name).is_file():
+            return read_yaml(folder / name)
+    return {}
+
+
+def load(file: Path | None = None, overrides: list[dict[str, Any]] | None = None) -> Config:
+    """The configuration of a run from presets, a file and overrides (nested dictionaries, later ones win)."""
+    asked = read_yaml(file) if file else {}
+    for values in overrides or []:
+        asked = _merge(asked, values)
+    data, method = asked.get("data", {}), asked.get("method", {})
+    for key, section in (("data", data), ("method", method)):
+        if not isinstance(section, dict):
+            raise ConfigError(
+                f"{key} must be a section with keys, got {section!r}; e.g. {key}.{'dataset' if key == 'data' else 'name'}"
+            )
+    dataset = data.get("dataset", DataConfig().dataset)
+    base = preset(dataset, method.get("name", "interlude"), data.get("labels", DataConfig().labels))
+    values = _merge(base, asked)
+    for key in ("model", "method"):
+        if isinstance(values.get(key), dict):
+            values[key].setdefault("name", getattr(Config(), key).name)
+    return validate(Config, values)
+
+
+def dump(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

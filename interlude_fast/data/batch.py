@@ -1,0 +1,78 @@
+"""A step's batch, and the one place that decides which row of it holds what.
+
+Every pipeline fills rows in the order that RowOrder gives, and every method reads them by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+View = Literal["weak", "strong"]
+Layout = Literal["interdigitated", "separate"]
+VIEWS: tuple[View, ...] = ("weak", "strong")
+
+
+@dataclass(frozen=True)
+class RowOrder:
+    """Rows of a step: B labeled images in `labeled_views`, mu unlabeled ones beside each in `unlabeled_views`.
+
+    layout "interdigitated" (interlude.md section 2): for each labeled image i, for each view, its row and then
+    its mu unlabeled rows. "separate": role after role, all labeled ones first.
+    """
+
+    batch: int
+    mu: int
+    labeled_views: tuple[View, ...]
+    unlabeled_views: tuple[View, ...]
+    layout: Layout = "separate"
+
+    def __post_init__(self) -> None:
+        if self.layout == "interdigitated" and self.labeled_views != self.unlabeled_views:
+            raise ValueError("the interdigitated layout needs the same views of labeled and unlabeled images")
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(slot, view) of every row, int64 [N]: slot 0..B-1 is a labeled image, B + i*mu + j the j-th unlabeled
+        image beside labeled image i; view indexes VIEWS."""
+        labeled = torch.arange(self.batch)
+        unlabeled = self.batch + torch.arange(self.batch * self.mu).reshape(self.batch, self.mu)
+        lv = [VIEWS.index(v) for v in self.labeled_views]
+        uv = [VIEWS.index(v) for v in self.unlabeled_views]
+        if self.layout == "interdigitated":
+            group = torch.cat([labeled[:, None], unlabeled], 1)
+            slots = group[:, None, :].expand(-1, len(lv), -1)
+            views = torch.tensor(lv)[None, :, None].expand_as(slots)
+            return slots.reshape(-1), views.reshape(-1)
+        parts = [(labeled, v) for v in lv] + [(unlabeled.flatten(), v) for v in uv]
+        slots = torch.cat([slot for slot, _ in parts])
+        return slots, torch.cat([torch.full_like(slot, v) for slot, v in parts])
+
+    @property
+    def count(self) -> int:
+        return self.batch * (len(self.labeled_views) + self.mu * len(self.unlabeled_views))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input.
+
+    Attributes:
+        images: [N, C, H, W], normalized, rows in `order`.
+        labels: int64 [B].
+        order: what each row is.
+        unlabeled_items: int64 [B, mu], positions in the unlabeled set (for methods with per-image state).
+    """
+
+    images: Tensor
+    labels: Tensor
+    order: RowOrder
+    unlabeled_items: Tensor
+
+    @property
+    def mu(self) -> int:
+        return self.order.mu

@@ -1,0 +1,38 @@
+"""Exceptions that carry one clear line for the user; the command line prints it and exits with code 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterludeError(Exception):
+    """Base of every error that is the input's fault."""
+
+
+class ConfigError(InterludeError, ValueError):
+    """An unknown or contradictory setting."""
+
+
+class DataError(InterludeError, ValueError):
+    """A data set that is missing, incomplete or does not fit the request."""
+
+
+class CheckpointError(InterludeError):
+    """A checkpoint or run directory that cannot be used."""
+
+
+class NonFiniteLossError(InterludeError, ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"tua", [...]` -> `"; did you mean 'tau'?"`, with the known names where none is near."""
+    known = sorted(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{match[0]}'?" if match else f"; known: {', '.join(known)}"
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that a registry or a configuration does not have."""
+    return ConfigError(f"unknown {what} '{name}'{nearest(name, known)}")

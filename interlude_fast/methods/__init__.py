@@ -1,0 +1,48 @@
+"""The methods: a file each, and a line each in the table below. From outside the package: register_method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from interlude_fast.config import validate
+from interlude_fast.errors import ConfigError, unknown
+
+from .base import Losses, Method
+from .interlude import Interlude
+from .supervised import Supervised
+
+METHODS: dict[str, type[Method]] = {
+    "interlude": Interlude,
+    "supervised": Supervised,
+}
+
+
+def register_method(name: str, method: type[Method]) -> type[Method]:
+    """Make a method of your own known by name, to the configuration and the command line of this process.
+
+    Raises:
+        ConfigError: the name is taken by another method.
+    """
+    if METHODS.setdefault(name, method) is not method:
+        raise ConfigError(f"a method named '{name}' is registered already: {METHODS[name].__qualname__}")
+    return method
+
+
+def resolve_options(name: str, options: dict[str, Any]) -> Any:
+    """The method's typed options with its defaults filled in.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value that does not fit.
+    """
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return validate(METHODS[name].Options, options, "method")
+
+
+def build_method(name: str, options: dict[str, Any], num_classes: int) -> Method:
+    """The method with its state at its initial values."""
+    resolved = resolve_options(name, options)
+    return METHODS[name](resolved, num_classes)
+
+
+__all__ = ["METHODS", "Losses", "Method", "build_method", "register_method", "resolve_options"]

@@ -1,0 +1,27 @@
+"""Embedding fusion as a layer: every network puts one at its fusion point (InterLUDE, section 3)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from interlude_fast.ops import circular_shift_fusion
+
+
+class EmbeddingFusion(nn.Module):
+    """Y_r = (1 - alpha) X_r + alpha X_{r+1} over the rows of a batch while training.
+
+    alpha: fusion strength, 0 <= alpha < 1; 0 is the identity.
+    at_eval: fuse in eval mode too, as the released code does: a prediction then depends on its neighbour.
+    """
+
+    def __init__(self, alpha: float = 0.0, at_eval: bool = False) -> None:
+        super().__init__()
+        self.alpha, self.at_eval = alpha, at_eval
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.alpha == 0 or not (self.training or self.at_eval):
+            return x
+        return circular_shift_fusion(x, self.alpha)
+
+    def extra_repr(self) -> str:
+        return f"alpha={self.alpha}, at_eval={self.at_eval}"

@@ -1,0 +1,24 @@
+"""The project's ops: public faces, shape rules and gradient rules.
+
+One op is three hops: the face here -> its schema in csrc/ops.cpp -> csrc/cpu/<op>.cpp or csrc/cuda/<op>.cu,
+whose arithmetic stands in csrc/math/. Without the compiled extension the faces call
+`interlude_fast.reference`, after one warning.
+"""
+
+from __future__ import annotations
+
+from .extension import ExtensionStatus, status, use_reference
+from .fusion import circular_shift_fusion
+from .losses import InterludeLoss, delta_consistency_loss, interlude_loss
+from .sampling import sample_rows
+
+__all__ = [
+    "ExtensionStatus",
+    "InterludeLoss",
+    "circular_shift_fusion",
+    "delta_consistency_loss",
+    "interlude_loss",
+    "sample_rows",
+    "status",
+    "use_reference",
+]

@@ -1,0 +1,220 @@
+"""The InterLUDE loss head and its delta-consistency term (InterLUDE, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from interlude_fast import reference
+
+from . import checks
+from .extension import compiled_for, status
+
+Delta = Literal["mean", "per_class"]
+Layout = Literal["interdigitated", "separate"]
+
+
+class InterludeLoss(NamedTuple):
+    """Scalars of arithmetic dtype (float64 for float64 logits, else float32). Only `total` has a gradient."""
+
+    total: Tensor
+    labeled: Tensor
+    unlabeled: Tensor
+    delta: Tensor
+    mask_rate: Tensor
+
+
+def interlude_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    mu: int,
+    thresholds: float | Tensor = 0.95,
+    lambda_u: float = 1.0,
+    lambda_dc: float = 1.0,
+    temperature: float = 1.0,
+    delta: Delta = "mean",
+    layout: Layout = "interdigitated",
+    class_weights: Tensor | None = None,
+    pseudo_label_bias: Tensor | None = None,
+) -> InterludeLoss:
+    """L = L_sup + lambda_u L_u + lambda_dc L_dc and its gradient, from one read of the logits.
+
+    Args:
+        logits: [2B(1+mu), K] in the row order that `layout` names; float64, float32, bfloat16 or float16.
+        labels: [B] int64 in [0, K).
+        mu: unlabeled rows per labeled row, >= 1.
+        thresholds: tau, the least confidence of a pseudo label that is learned: one number, or [K] by class.
+        lambda_u, lambda_dc: weights of the pseudo-label and the delta-consistency loss.
+        temperature: T > 0, sharpens the pseudo label's distribution q.
+        delta: "mean" averages all mu unlabeled changes; "per_class" those whose pseudo label is the label.
+        layout: "interdigitated" (section 2) or "separate": all labeled weak, labeled strong, unlabeled weak,
+            unlabeled strong rows, one role after another.
+        class_weights: [K], weighted mean in L_sup, as torch's cross_entropy.
+        pseudo_label_bias: [K], added to unlabeled weak logits / temperature before q is taken; distribution
+            alignment (section 6) passes log(p_target / p_model).
+
+    Returns:
+        InterludeLoss; the gradient of `total` with respect to logits is first order only.
+
+    Raises:
+        TypeError: a dtype other than the above.
+        ValueError: shapes or devices that do not fit, mu < 1, temperature <= 0, an unknown delta or layout.
+        IndexError: a label outside [0, K) (on the CPU; on a GPU the kernel's assertion fails).
+    """
+    _check_head(logits, labels, mu, temperature, delta, layout)
+    per_class_tau = thresholds if isinstance(thresholds, Tensor) else None
+    if per_class_tau is not None and per_class_tau.numel() == 1 and per_class_tau.shape != logits.shape[1:]:
+        per_class_tau = per_class_tau.reshape(1).expand(logits.shape[1])
+    checks.per_class(per_class_tau, "thresholds", logits)
+    checks.per_class(class_weights, "class_weights", logits)
+    checks.per_class(pseudo_label_bias, "pseudo_label_bias", logits)
+    tau = 0.0 if isinstance(thresholds, Tensor) else thresholds
+    flags = delta == "per_class", layout == "interdigitated", class_weights, pseudo_label_bias
+    if not compiled_for(logits):
+        return InterludeLoss(
+            *reference.interlude_loss(
+                logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
+            )
+        )
+    parts, _ = torch.ops.interlude_fast.interlude_loss(
+        logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
+    )
+    return InterludeLoss(parts[0], *parts.detach()[1:].unbind())
+
+
+def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, delta: str, layout: str) -> None:
+    checks.floating(logits, "logits")
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}")
+    if logits.dim() != 2:
+        raise ValueError(f"logits must be [2B(1+mu), K], got {list(logits.shape)}")
+    if labels.dim() != 1 or labels.shape[0] < 1:
+        raise ValueError(f"labels must be [B] with B >= 1, got {list(labels.shape)}")
+    if mu < 1:
+        raise ValueError(f"mu must be >= 1, got {mu}")
+    rows = 2 * labels.shape[0] * (1 + mu)
+    if logits.shape[0] != rows:
+        raise ValueError(
+            f"logits must have 2B(1+mu) = {rows} rows for B = {labels.shape[0]} and mu = {mu}, "
+            f"got {logits.shape[0]}"
+        )
+    checks.same_device(labels, "labels", logits, "logits")
+    checks.positive(temperature, "temperature")
+    if delta not in ("mean", "per_class"):
+        raise ValueError(f"delta must be 'mean' or 'per_class', got {delta!r}")
+    if layout not in ("interdigitated", "separate"):
+        raise ValueError(f"layout must be 'interdigitated' or 'separate', got {layout!r}")
+
+
+def delta_consistency_loss(
+    labeled_weak: Tensor,
+    labeled_strong: Tensor,
+    unlabeled_weak: Tensor,
+    unlabeled_strong: Tensor,
+    match: Tensor | None = None,
+) -> Tensor:
+    """L_dc alone, for other methods: the weak-to-strong change of the unlabeled predictions is drawn to that
+    of the labeled image beside them.
+
+    Args:
+        labeled_weak, labeled_strong: logits [B, K], used without gradient.
+        unlabeled_weak, unlabeled_strong: logits [B, mu, K], same dtype; the gradient flows to both.
+        match: bool [B, mu], or None for the mean over all mu. Where given, only matching rows are averaged
+            and the loss is scaled by the share of labeled rows with a match (delta "per_class").
+
+    Returns:
+        Scalar, float64 for float64 logits, else float32. First-order gradient only.
+
+    Raises:
+        TypeError: a dtype other than the above.
+        ValueError: shapes or devices that do not fit.
+    """
+    checks.floating(unlabeled_weak, "unlabeled_weak")
+    if unlabeled_weak.dim() != 3 or unlabeled_weak.numel() == 0:
+        raise ValueError(f"unlabeled_weak must be [B, mu, K] and not empty, got {list(unlabeled_weak.shape)}")
+    batch, mu, classes = unlabeled_weak.shape
+    logits = {
+        "unlabeled_strong": (unlabeled_strong, (batch, mu, classes)),
+        "labeled_weak": (labeled_weak, (batch, classes)),
+        "labeled_strong": (labeled_strong, (batch, classes)),
+    }
+    for name, (x, expected) in logits.items():
+        checks.shape(x, name, expected)
+        checks.same_device(x, name, unlabeled_weak, "unlabeled_weak")
+        if x.dtype != unlabeled_weak.dtype:
+            raise TypeError(f"{name} is {x.dtype} but unlabeled_weak is {unlabeled_weak.dtype}")
+    if match is not None:
+        if match.dtype != torch.bool:
+            raise TypeError(f"match must be bool, got {match.dtype}")
+        checks.shape(match, "match", (batch, mu))
+        checks.same_device(match, "match", unlabeled_weak, "unlabeled_weak")
+    tensors = (labeled_weak.detach(), labeled_strong.detach(), unlabeled_weak, unlabeled_strong)
+    if compiled_for(unlabeled_weak):
+        return torch.ops.interlude_fast.delta_consistency_loss(*tensors, match)[0][0]
+    if unlabeled_weak.dtype in (torch.float16, torch.bfloat16):
+        tensors = tuple(t.float() for t in tensors)  # type: ignore[assignment]
+    return reference.delta_consistency_loss(*tensors, match)
+
+
+def _first_order_only(name: str) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} computes its gradient in the forward pass and has no second derivative; "
+            f"use interlude_fast.reference.{name} where create_graph=True is needed"
+        )
+
+
+def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _head_backward(ctx: Any, grad_parts: Tensor, _: Tensor) -> tuple:
+    _first_order_only("interlude_loss")
+    (grad_logits,) = ctx.saved_tensors
+    return ((grad_logits * grad_parts[0]).to(grad_logits.dtype), *[None] * 11)
+
+
+def _delta_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*output[1:])
+
+
+def _delta_backward(ctx: Any, grad_parts: Tensor, *_: Tensor) -> tuple:
+    _first_order_only("delta_consistency_loss")
+    weak, strong = ctx.saved_tensors
+    scale = grad_parts[0]
+    return None, None, (weak * scale).to(weak.dtype), (strong * scale).to(strong.dtype), None
+
+
+def _parts(like: Tensor) -> Tensor:
+    return like.new_empty(5, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+if status().loaded:
+
+    @torch.library.register_fake("interlude_fast::interlude_loss")
+    def _head_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        return _parts(logits), torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+    @torch.library.register_fake("interlude_fast::delta_consistency_loss")
+    def _delta_fake(
+        labeled_weak: Tensor,
+        labeled_strong: Tensor,
+        unlabeled_weak: Tensor,
+        unlabeled_strong: Tensor,
+        match: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        weak, strong = (
+            torch.empty_like(u, memory_format=torch.contiguous_format)
+            for u in (unlabeled_weak, unlabeled_strong)
+        )
+        return _parts(unlabeled_weak), weak, strong
+
+    torch.library.register_autograd(
+        "interlude_fast::interlude_loss", _head_backward, setup_context=_head_context
+    )
+    torch.library.register_autograd(
+        "interlude_fast::delta_consistency_loss", _delta_backward, setup_context=_delta_context
+    )

@@ -1,0 +1,83 @@
+"""`checkpoints/last`: one safetensors file, replaced atomically. No pickled code is read or written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from interlude_fast.errors import CheckpointError
+
+from .state import TrainState
+
+FORMAT = "interlude-fast checkpoint 1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, reach the disk, then take its place: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, written atomically."""
+    write_atomically(path, save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata))
+
+
+def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or something else.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is cut short or not a safetensors file ({error})") from None
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+    """Hash of the settings that a run may not change when it goes on."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def save_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
+    metadata = {
+        "format": FORMAT,
+        "step": str(state.step),
+        "config": fingerprint(config),
+        "torch": torch.__version__,
+    }
+    save_tensors(path, state.state_dict(), metadata)
+
+
+def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
+    """Restore a state from save_checkpoint's file; the state is touched only when the file is whole.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, not a checkpoint, or of another configuration.
+    """
+    tensors, metadata = load_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(f"{path} is not an interlude-fast checkpoint")
+    if metadata.get("config") != fingerprint(config):
+        raise CheckpointError(f"{path} belongs to a run with another configuration")
+    state.load_state_dict(tensors, int(metadata["step"]))

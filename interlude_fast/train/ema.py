@@ -1,0 +1,31 @@
+"""Exponential moving average of a network's parameters (interlude.md section 8)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """shadow <- decay * shadow + (1 - decay) * parameter after every step, from the initial weights on;
+    buffers (running statistics) are copied. `model` is a network of its own, in eval mode."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self._parameters = _pairs(self.model.parameters(), model.parameters())
+        self._buffers = _pairs(self.model.buffers(), model.buffers())
+
+    @torch.no_grad()
+    def update(self) -> None:
+        shadow, now = self._parameters
+        torch._foreach_mul_(shadow, self.decay)
+        torch._foreach_add_(shadow, now, alpha=1 - self.decay)
+        if self._buffers[0]:
+            torch._foreach_copy_(*self._buffers)
+
+
+def _pairs(shadow: object, now: object) -> tuple[list[Tensor], list[Tensor]]:
+    return [t.data for t in shadow], [t.data for t in now]  # type: ignore[attr-defined]

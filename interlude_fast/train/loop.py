@@ -1,0 +1,209 @@
+"""The training run from end to end: the one file that names every stage."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from interlude_fast.config import Config, Named, Precision
+from interlude_fast.data.augment import Policy, normalize
+from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.pipelines import Pipeline, ResidentPipeline
+from interlude_fast.data.sources import Source, load_source
+from interlude_fast.data.store import Store, build_store
+from interlude_fast.errors import NonFiniteLossError
+from interlude_fast.evaluate import Scores, evaluate
+from interlude_fast.methods import Losses, build_method
+from interlude_fast.methods import resolve_options as resolve_method_options
+from interlude_fast.models import EmbeddingFusion, build_model
+from interlude_fast.models import resolve_options as resolve_model_options
+
+from .checkpoint import load_checkpoint, save_checkpoint
+from .state import TrainState
+from .step import resolve_device, resolve_precision, train_step
+
+# Settings that may differ when a run goes on: they do not change what is computed.
+FREE_TO_CHANGE = {
+    "train": {"device", "log_every", "eval_every", "checkpoint_every", "eval_batch"},
+    "data": {"root"},
+}
+
+
+class Recorder(Protocol):
+    """Who listens to a run. Called at logging points only, but for `stepped`, which must not touch tensors."""
+
+    def stepped(self, step: int) -> None: ...
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def evaluated(self, step: int, scores: dict[str, Scores]) -> None: ...
+
+
+@dataclass
+class Run:
+    """Everything that a configuration stands for, built and ready to train."""
+
+    config: Config
+    device: torch.device
+    precision: Precision
+    source: Source
+    store: Store
+    pipeline: Pipeline
+    state: TrainState
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a checkpoint is bound to."""
+        settings = self.config.model_dump(mode="json")
+        for section, keys in FREE_TO_CHANGE.items():
+            settings[section] = {k: v for k, v in settings[section].items() if k not in keys}
+        return {**settings, "precision": self.precision}
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"raw": self.state.model, "ema": self.state.ema.model}
+
+    def evaluate(self) -> dict[str, Scores]:
+        """Scores of the raw and the EMA network on the test set."""
+        mean, std = (torch.tensor(v, device=self.device) for v in (self.source.mean, self.source.std))
+        to_network = partial(normalize, mean=mean, std=std, dtype=torch.float32)
+        images = torch.from_numpy(self.source.test_images).to(self.device)
+        labels = torch.from_numpy(self.source.test_labels).to(self.device)
+        batch = self.config.train.eval_batch
+        return {
+            name: evaluate(net, images, labels, to_network, batch) for name, net in self.networks().items()
+        }
+
+
+def resolve(config: Config) -> Config:
+    """The configuration with every default of its method and network written out.
+
+    Raises:
+        ConfigError: an unknown method, network or option.
+    """
+    model, method = config.model, config.method
+    model_options = resolve_model_options(model.name, model.options())
+    method_options = resolve_method_options(method.name, method.options())
+    return config.model_copy(
+        update={
+            "model": Named(name=model.name, **model_options.model_dump()),
+            "method": Named(name=method.name, **method_options.model_dump()),
+        }
+    )
+
+
+def prepare(config: Config) -> Run:
+    """Build a run: source -> store and split -> sampler and pipeline -> model and method -> state.
+
+    Raises:
+        ConfigError, DataError: a setting or a data set that does not fit.
+    """
+    config = resolve(config)
+    t, a = config.train, config.augment
+    device = resolve_device(t.device)
+    source = load_source(config.data.dataset, config.data.root)
+    store = build_store(
+        source, config.data.labels, config.seed, config.data.unlabeled_includes_labeled, device
+    )
+    method = build_method(config.method.name, config.method.options(), len(source.classes)).to(device)
+    fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
+    model = build_model(
+        config.model.name, config.model.options(), len(source.classes), source.channels, fusion, config.seed
+    )
+    model.to(device, memory_format=torch.channels_last)
+    order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
+    flip = source.flip if a.flip is None else a.flip
+    policy = Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared")
+    pipeline = ResidentPipeline(store, order, policy, source.mean, source.std, config.seed)
+    state = TrainState(model, method, config.optim)
+    return Run(config, device, resolve_precision(t.precision, device), source, store, pipeline, state)
+
+
+class Meter:
+    """Sums metrics on the device; the host learns of them at `fetch`."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.names: list[str] = []
+        self.steps = 0
+        self.data_seconds = 0.0
+        self.since = time.perf_counter()
+
+    def add(self, losses: Losses, data_seconds: float) -> None:
+        values = {"loss": losses.total.detach(), **losses.metrics}
+        stacked = torch.stack([v.float() for v in values.values()])
+        self.names, self.total = list(values), stacked if self.total is None else self.total + stacked
+        self.steps += 1
+        self.data_seconds += data_seconds
+
+    def fetch(self) -> dict[str, float]:
+        """Means since the last fetch, with the speed; starts anew."""
+        assert self.total is not None
+        means = dict(zip(self.names, (self.total / self.steps).tolist(), strict=True))
+        seconds = time.perf_counter() - self.since
+        speed = {"steps_per_second": self.steps / seconds, "data_wait": self.data_seconds / seconds}
+        self.__init__()  # type: ignore[misc]
+        return {**means, **speed}
+
+
+def train(
+    run: Run, recorder: Recorder, checkpoint: Path | None = None, resume: bool = False
+) -> dict[str, Scores]:
+    """Train to the last step and evaluate.
+
+    Args:
+        checkpoint: where the state is kept; None keeps none.
+        resume: go on from that file.
+
+    Returns:
+        Scores of the raw and the EMA network after the last step.
+
+    Raises:
+        NonFiniteLossError: the loss is NaN or infinite; the last checkpoint stays as it was.
+        CheckpointError: resume from a file that is missing, damaged or of another configuration.
+    """
+    t, state = run.config.train, run.state
+    if resume and checkpoint:
+        load_checkpoint(checkpoint, state, run.identity())
+    meter, scores = Meter(), None
+    while state.step < t.steps:
+        began = time.perf_counter()
+        batch = run.pipeline.batch(state.step)
+        waited = time.perf_counter() - began
+        losses = train_step(
+            state, batch, lr=run.config.optim.lr, total_steps=t.steps, precision=run.precision
+        )
+        meter.add(losses, waited)
+        step, last = state.step, state.step == t.steps
+        recorder.stepped(step)
+        save_now = checkpoint is not None and (last or step % t.checkpoint_every == 0)
+        if last or save_now or step % t.log_every == 0:
+            _log(meter, recorder, step, run, checkpoint)
+        if last or step % t.eval_every == 0:
+            scores = run.evaluate()
+            recorder.evaluated(step, scores)
+            meter.since = time.perf_counter()
+        if save_now and checkpoint:
+            save_checkpoint(checkpoint, state, run.identity())
+    return scores or run.evaluate()
+
+
+def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path | None) -> None:
+    """Fetch the interval's means; a loss that is not finite ends the run before anything is overwritten."""
+    first = step - meter.steps + 1
+    metrics = meter.fetch()
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        kept = (
+            f"; the last checkpoint in {checkpoint} is intact" if checkpoint and checkpoint.exists() else ""
+        )
+        raise NonFiniteLossError(
+            f"{', '.join(bad)} became NaN or infinite between steps {first} and {step}; "
+            f"try a lower optim.lr (now {run.config.optim.lr}) or precision fp32 (now {run.precision}){kept}"
+        )
+    recorder.logged(step, metrics)

@@ -1,0 +1,171 @@
+"""Replays recorded steps of the released code: the proof of parity (interlude.md section 10).
+
+A golden file holds float64 inputs, losses, gradients and weights of a few steps, and every setting in `meta`.
+The steps run through the same network, method, optimizer and EMA as any training run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interlude_fast import ops
+from interlude_fast.config import OptimConfig
+from interlude_fast.data.batch import VIEWS, Batch, RowOrder
+from interlude_fast.errors import DataError, unknown
+from interlude_fast.methods import METHODS, build_method
+from interlude_fast.models import EmbeddingFusion, WideResNet
+from interlude_fast.models.wideresnet import WideResNetOptions
+
+from .state import TrainState
+from .step import train_step
+
+TOLERANCE = 1e-9
+LOSSES = {"total": "loss", "labeled": "loss_labeled", "unlabeled": "loss_unlabeled", "delta": "loss_delta"}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A file's arrays as tensors, and its settings."""
+
+    arrays: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """`init/`, `final/`, ... -> tensors by parameter or buffer name."""
+        return {k.removeprefix(prefix): v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a golden without executing pickled code.
+
+    Raises:
+        DataError: not such a file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            content = {name: file[name] for name in file.files}
+        meta = json.loads(str(content.pop("meta")))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile_error()) as error:
+        raise DataError(
+            f"{path} is not a golden of interlude.md section 10 ({type(error).__name__}: {error})"
+        ) from None
+    return Golden({name: torch.from_numpy(np.asarray(value)) for name, value in content.items()}, meta)
+
+
+def zipfile_error() -> type[Exception]:
+    import zipfile
+
+    return zipfile.BadZipFile
+
+
+def build_state(golden: Golden) -> TrainState:
+    """Network, method, optimizer and EMA from a golden's settings, with its initial weights, in float64."""
+    m = golden.meta
+    if m["method"] not in METHODS:
+        raise unknown("method", m["method"], METHODS)
+    fields = METHODS[m["method"]].Options.model_fields
+    method = build_method(m["method"], {k: v for k, v in m.items() if k in fields}, m["num_classes"])
+    initial = golden.group("init/")
+    stages = sum(f"block{s}.layer.0.conv1.weight" in initial for s in (1, 2, 3, 4))
+    shape = {k: v for k, v in m.items() if k in WideResNetOptions.model_fields}
+    options = WideResNetOptions(**{"stages": stages, **shape})
+    fusion = EmbeddingFusion(method.fusion_alpha, at_eval=False)
+    model = WideResNet(options, m["num_classes"], initial["conv1.weight"].shape[1], fusion).double()
+    model.load_state_dict(initial)
+    model.to(memory_format=torch.channels_last)
+    optim = {k: v for k, v in m.items() if k in OptimConfig.model_fields}
+    return TrainState(model, method.double(), OptimConfig(**optim))
+
+
+def golden_batch(golden: Golden, step: int, state: TrainState) -> Batch:
+    """Step `step` of a golden with its rows in the method's order."""
+    m, method = golden.meta, state.method
+    order = RowOrder(m["batch"], m["mu"], method.labeled_views, method.unlabeled_views, method.layout)
+    views = []
+    for view in VIEWS:
+        labeled, unlabeled = (golden.arrays[f"step{step}/{kind}_{view}"] for kind in ("labeled", "unlabeled"))
+        views.append(torch.cat([labeled, unlabeled.flatten(0, 1)]))
+    slot, view_index = order.rows
+    images = torch.stack(views)[view_index, slot].contiguous(memory_format=torch.channels_last)
+    return Batch(images, golden.arrays[f"step{step}/labels"], order, torch.empty(0))
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value of theirs (at least 1e-12)."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    scale = theirs.abs().max().clamp(min=1e-12) if theirs.numel() else torch.ones(())
+    difference = (ours.double() - theirs.double()).abs()
+    return float(difference.max() / scale) if theirs.numel() else 0.0
+
+
+def _worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    missing = theirs.keys() - ours.keys()
+    if missing:
+        raise DataError(f"the golden holds {sorted(missing)[0]}, which this network does not have")
+    return max((relative_difference(ours[name], value) for name, value in theirs.items()), default=0.0)
+
+
+def replay(path: Path, fused: bool) -> dict[str, float]:
+    """Largest relative difference of every quantity of a golden, with fused kernels or the reference.
+
+    Not compared: the running statistics of batch norms that nobody reads (interlude.md section 8).
+
+    Raises:
+        DataError: not a golden. ConfigError: a method that is not known.
+    """
+    golden = read_golden(path)
+    with contextlib.nullcontext() if fused else ops.use_reference():
+        try:
+            return _replay(golden)
+        except KeyError as error:
+            raise DataError(f"{path} lacks {error}, which a golden of its method holds") from None
+
+
+def _replay(golden: Golden) -> dict[str, float]:
+    m, state = golden.meta, build_state(golden)
+    differences: dict[str, float] = {}
+
+    def note(name: str, value: float) -> None:
+        differences[name] = max(differences.get(name, 0.0), value) if value == value else float("inf")
+
+    for step in range(m["steps"]):
+        losses = train_step(
+            state, golden_batch(golden, step, state), lr=m["lr"], total_steps=m["total_steps"]
+        )
+        values = {"loss": losses.total.detach(), **losses.metrics}
+        for theirs, ours in LOSSES.items():
+            note(
+                f"loss {theirs}",
+                relative_difference(values[ours], golden.arrays[f"step{step}/loss_{theirs}"]),
+            )
+        gradients = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
+        note("gradients", _worst(gradients, golden.group(f"step{step}/grad/")))
+    unread = state.model.unread_buffers()
+    for prefix, network in (("final/", state.model), ("ema/", state.ema.model)):
+        theirs = {n: v for n, v in golden.group(prefix).items() if n not in unread}
+        buffers = {n for n, _ in network.named_buffers()}
+        name = "" if prefix == "final/" else "EMA "
+        ours = network.state_dict()
+        note(f"{name}weights", _worst(ours, {n: v for n, v in theirs.items() if n not in buffers}))
+        note(f"{name}buffers", _worst(ours, {n: v for n, v in theirs.items() if n in buffers}))
+    for at_eval, name in ((True, "with"), (False, "without")):
+        state.model.eval()
+        state.model.fusion.at_eval = at_eval
+        with torch.no_grad():
+            ours = state.model(golden.arrays["eval/x"].contiguous(memory_format=torch.channels_last))
+        note(
+            f"eval logits {name} fusion",
+            relative_difference(ours, golden.arrays[f"eval/logits_{name}_fusion"]),
+        )
+    return differences

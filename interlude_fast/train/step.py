@@ -1,0 +1,78 @@
+"""One training step."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+
+from interlude_fast.config import Precision
+from interlude_fast.data.batch import Batch
+from interlude_fast.errors import ConfigError
+from interlude_fast.methods import Losses
+
+from .optim import cosine_7_16, set_learning_rate
+from .state import TrainState
+
+
+def resolve_device(wish: str) -> torch.device:
+    """`auto` is the GPU where there is one.
+
+    Raises:
+        ConfigError: a GPU is asked for that this machine or this torch does not have.
+    """
+    if wish == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(wish)
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if (device.index or 0) >= count:
+            raise ConfigError(
+                f"device '{wish}': torch {torch.__version__} sees {count} GPUs here; use --device cpu"
+            )
+    return device
+
+
+def resolve_precision(wish: Precision, device: torch.device) -> Precision:
+    """`auto` is bf16 on GPUs that compute in it, else fp32."""
+    if wish != "auto":
+        return wish
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context in which the network runs."""
+    if precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def compute_gradients(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
+    """Forward, losses, backward; the gradients are left on the parameters."""
+    state.model.train()
+    state.optimizer.zero_grad(set_to_none=True)
+    with autocast(precision, batch.images.device):
+        losses = state.method(state.model, batch)
+    losses.total.backward()
+    return losses
+
+
+def update(state: TrainState, *, lr: float, total_steps: int) -> None:
+    """SGD and EMA; consumes the gradients and adds 1 to state.step.
+
+    Args:
+        lr: initial learning rate; the step's own follows the 7/16 cosine over total_steps.
+    """
+    set_learning_rate(state.optimizer, lr * cosine_7_16(state.step, total_steps))
+    state.optimizer.step()
+    state.ema.update()
+    state.step += 1
+
+
+def train_step(
+    state: TrainState, batch: Batch, *, lr: float, total_steps: int, precision: Precision = "fp32"
+) -> Losses:
+    """One step, whole."""
+    losses = compute_gradients(state, batch, precision)
+    update(state, lr=lr, total_steps=total_steps)
+    return losses

@@ -5,6 +5,7 @@ and runs on its torch reference. Metadata: pyproject.toml. C++ tests: CMakeLists
 Environment:
   INTERLUDE_FAST_CUDA       0 builds no CUDA kernels, 1 fails where they cannot be built
   INTERLUDE_FAST_EXTENSION  0 builds no extension at all
+  INTERLUDE_FAST_WERROR     1 makes compiler warnings errors
   TORCH_CUDA_ARCH_LIST      as everywhere in torch, e.g. "8.0;9.0+PTX"
 """
 
@@ -18,7 +19,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 ARCHS = {"80": "8.0", "90": "9.0", "100": "10.0"}
@@ -108,7 +109,10 @@ def extension() -> dict:
             ("INTERLUDE_FAST_CUDA", f'"{torch.version.cuda}"'),
             ("INTERLUDE_FAST_CUDA_ARCHS", f'"{cuda[1]}"'),
         ]
-        flags["nvcc"] = ["-O3", "-std=c++20", "-fmad=false", "-Xptxas=-v", "--expt-relaxed-constexpr"]
+        flags["nvcc"] = ["-O3", "-std=c++20", "-fmad=false", "--expt-relaxed-constexpr"]
+    if os.environ.get("INTERLUDE_FAST_WERROR") == "1":
+        flags["cxx"] += ["-Werror"]
+        flags.get("nvcc", []).extend(["-Werror", "all-warnings"])
     kind = cpp_extension.CUDAExtension if cuda else cpp_extension.CppExtension
     built = kind(
         "interlude_fast._C",
@@ -122,4 +126,15 @@ def extension() -> dict:
     return {"ext_modules": [built], "cmdclass": {"build_ext": command}}
 
 
-setup(**extension())
+def packages() -> dict:
+    """The package, and configs/ as `interlude_fast.configs` inside it."""
+    folders = [p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*") if p.is_dir()]
+    configs = ["interlude_fast.configs", *("interlude_fast." + ".".join(f.parts) for f in folders)]
+    return {
+        "packages": [*find_packages(include=["interlude_fast", "interlude_fast.*"]), *configs],
+        "package_dir": {"interlude_fast.configs": "configs"},
+        "package_data": {name: ["*.yaml"] for name in configs},
+    }
+
+
+setup(**packages(), **extension())

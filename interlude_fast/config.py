@@ -7,6 +7,7 @@ An unknown key is an error that names the nearest known one.
 
 from __future__ import annotations
 
+import contextlib
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +30,7 @@ class DataConfig(Strict):
     """Which images, and which of them are labeled."""
 
     dataset: str = "digits"
-    root: Path | None = Field(
-        None, description="folder of the local copy; None: the data set's default place"
-    )
+    root: Path | None = Field(None, description="folder of the local copy; None: the data set's default place")
     labels: int = Field(40, ge=1, description="labeled images in all, the same number of every class")
     unlabeled_includes_labeled: bool = True
 
@@ -151,10 +150,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
     except yaml.YAMLError:
         raise ConfigError(f"--set {text}: the value is not YAML") from None
     if isinstance(nested, str):  # YAML 1.1 reads 1e-3 as text
-        try:
+        with contextlib.suppress(ValueError):
             nested = float(nested)
-        except ValueError:
-            pass
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -175,23 +172,33 @@ def preset(dataset: str, method: str, labels: int | None) -> dict[str, Any]:
     return {}
 
 
+def _section(values: dict[str, Any], key: str, example: str) -> dict[str, Any]:
+    section = values.get(key, {})
+    if not isinstance(section, dict):
+        raise ConfigError(f"{key} must be a section, got {section!r}; e.g. {key}.{example}={section}")
+    return section
+
+
 def load(file: Path | None = None, overrides: list[dict[str, Any]] | None = None) -> Config:
     """The configuration of a run from presets, a file and overrides (nested dictionaries, later ones win)."""
     asked = read_yaml(file) if file else {}
     for values in overrides or []:
         asked = _merge(asked, values)
-    data, method = asked.get("data", {}), asked.get("method", {})
-    for key, section in (("data", data), ("method", method)):
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"{key} must be a section with keys, got {section!r}; e.g. {key}.{'dataset' if key == 'data' else 'name'}"
-            )
+    data, method = (_section(asked, key, example) for key, example in (("data", "dataset"), ("method", "name")))
     dataset = data.get("dataset", DataConfig().dataset)
     base = preset(dataset, method.get("name", "interlude"), data.get("labels", DataConfig().labels))
     values = _merge(base, asked)
     for key in ("model", "method"):
         if isinstance(values.get(key), dict):
             values[key].setdefault("name", getattr(Config(), key).name)
+    return validate(Config, values)
+
+
+def merge_config(config: Config, overrides: list[dict[str, Any]]) -> Config:
+    """A configuration with nested settings laid over it."""
+    values = config.model_dump(mode="json")
+    for over in overrides:
+        values = _merge(values, over)
     return validate(Config, values)
 
 

@@ -22,9 +22,7 @@ def circular_shift_fusion(x: Tensor, alpha: float, shift: int = 1) -> Tensor:
 # ---- Losses (InterLUDE, section 4) -------------------------------------------------------------------
 
 
-def split_rows(
-    rows: Tensor, batch: int, mu: int, interdigitated: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def split_rows(rows: Tensor, batch: int, mu: int, interdigitated: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows [N, ...] -> labeled weak [B, ...], unlabeled weak [B, mu, ...], labeled strong, unlabeled strong."""
     tail = rows.shape[1:]
     if interdigitated:
@@ -163,9 +161,7 @@ def sample_rows(
     """Items of one step (section 7): labeled [B], unlabeled [B, mu]."""
     row = torch.arange(batch, device=step.device)
     slot = step * batch + row
-    labeled_items = permute(
-        slot % labeled, labeled, seed, slot // labeled, torch.zeros_like(row), LABELED_ORDER
-    )
+    labeled_items = permute(slot % labeled, labeled, seed, slot // labeled, torch.zeros_like(row), LABELED_ORDER)
     if mu == 0:
         return labeled_items, labeled_items.new_empty(batch, 0)
     position = torch.arange(mu, device=step.device).expand(batch, mu)

@@ -183,12 +183,13 @@ def _matrix(name: str, level: int, sign: int, height: int, width: int) -> list[f
     value = sign * (level * most / 10 + bias)
     if name == "Rotate":
         return _rotation(int(value), height, width)
-    return {
+    matrices: dict[str, list[float]] = {
         "ShearX": [1, value, 0, 0, 1, 0],
         "ShearY": [1, 0, 0, value, 1, 0],
         "TranslateX": [1, 0, int(value * width), 0, 1, 0],
         "TranslateY": [1, 0, 0, 0, 1, int(value * height)],
-    }[name]
+    }
+    return matrices[name]
 
 
 def _rotation(degrees: int, height: int, width: int) -> list[float]:

@@ -30,9 +30,7 @@ def choose_labeled(labels: Tensor, count: int, num_classes: int, seed: int) -> T
     for k in range(num_classes):
         members = (labels == k).nonzero().flatten()
         if len(members) < each:
-            raise DataError(
-                f"class {k} has {len(members)} training images, {each} labels per class asked for"
-            )
+            raise DataError(f"class {k} has {len(members)} training images, {each} labels per class asked for")
         zero = torch.zeros((), dtype=torch.int64)
         order = reference.permute(torch.arange(each), len(members), seed, zero, zero + k, reference.SPLIT)
         chosen.append(members[order])

@@ -13,7 +13,7 @@ from interlude_fast.errors import unknown
 from .fusion import EmbeddingFusion
 from .wideresnet import WideResNet
 
-MODELS: dict[str, type] = {
+MODELS: dict[str, type[Any]] = {
     "wideresnet": WideResNet,
 }
 

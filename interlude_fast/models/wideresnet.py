@@ -23,13 +23,9 @@ class WideResNetOptions(Strict):
     stages: int = Field(3, ge=3, le=4)
     first_stride: int = Field(1, ge=1, le=2, description="2 for 96 px (STL-10)")
     leaky_slope: float = Field(0.1, ge=0)
-    bn_momentum: float = Field(
-        0.001, gt=0, le=1, description="torch's convention: the share of the new batch"
-    )
+    bn_momentum: float = Field(0.001, gt=0, le=1, description="torch's convention: the share of the new batch")
     bn_eps: float = Field(1e-5, gt=0)
-    fusion_stage: int | None = Field(
-        None, ge=1, le=4, description="fuse this stage's input; None: the last's"
-    )
+    fusion_stage: int | None = Field(None, ge=1, le=4, description="fuse this stage's input; None: the last's")
 
     def blocks_per_stage(self) -> int:
         blocks, rest = divmod(self.depth - 4, 6)
@@ -113,9 +109,7 @@ class WideResNet(nn.Module):
         self.slope, self.stages = options.leaky_slope, options.stages
         self.fusion, self.fusion_stage = fusion, options.fusion_stage or options.stages
         if self.fusion_stage > self.stages:
-            raise ConfigError(
-                f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages"
-            )
+            raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
         self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         inputs = 16
         for s in range(1, self.stages + 1):

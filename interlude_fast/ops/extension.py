@@ -27,9 +27,7 @@ class ExtensionStatus:
 
     def runs_on(self, device: torch.device) -> bool:
         """Whether compiled kernels exist for tensors of this device."""
-        return self.loaded and (
-            device.type == "cpu" or (device.type == "cuda" and self.cuda_version is not None)
-        )
+        return self.loaded and (device.type == "cpu" or (device.type == "cuda" and self.cuda_version is not None))
 
 
 def _load() -> ExtensionStatus:

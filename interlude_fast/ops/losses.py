@@ -207,14 +207,11 @@ if status().loaded:
         match: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
         weak, strong = (
-            torch.empty_like(u, memory_format=torch.contiguous_format)
-            for u in (unlabeled_weak, unlabeled_strong)
+            torch.empty_like(u, memory_format=torch.contiguous_format) for u in (unlabeled_weak, unlabeled_strong)
         )
         return _parts(unlabeled_weak), weak, strong
 
-    torch.library.register_autograd(
-        "interlude_fast::interlude_loss", _head_backward, setup_context=_head_context
-    )
+    torch.library.register_autograd("interlude_fast::interlude_loss", _head_backward, setup_context=_head_context)
     torch.library.register_autograd(
         "interlude_fast::delta_consistency_loss", _delta_backward, setup_context=_delta_context
     )

@@ -49,7 +49,5 @@ def sample_rows(
 if status().loaded:
 
     @torch.library.register_fake("interlude_fast::sample_rows")
-    def _fake(
-        step: Tensor, seed: int, labeled: int, unlabeled: int, batch: int, mu: int
-    ) -> tuple[Tensor, Tensor]:
+    def _fake(step: Tensor, seed: int, labeled: int, unlabeled: int, batch: int, mu: int) -> tuple[Tensor, Tensor]:
         return step.new_empty(batch), step.new_empty(batch, mu)

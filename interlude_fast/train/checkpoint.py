@@ -69,15 +69,30 @@ def save_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> No
     save_tensors(path, state.state_dict(), metadata)
 
 
-def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
-    """Restore a state from save_checkpoint's file; the state is touched only when the file is whole.
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of save_checkpoint's file.
 
     Raises:
-        CheckpointError: the file is missing, cut short, not a checkpoint, or of another configuration.
+        CheckpointError: the file is missing, cut short, or not a checkpoint.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != FORMAT or not metadata.get("step", "").isdigit():
         raise CheckpointError(f"{path} is not an interlude-fast checkpoint")
+    return tensors, metadata
+
+
+def read_step(path: Path) -> int:
+    """The number of steps that a checkpoint has done; errors as read_checkpoint."""
+    return int(read_checkpoint(path)[1]["step"])
+
+
+def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
+    """Restore a state from save_checkpoint's file.
+
+    Raises:
+        CheckpointError: as read_checkpoint, or the file is of another configuration.
+    """
+    tensors, metadata = read_checkpoint(path)
     if metadata.get("config") != fingerprint(config):
         raise CheckpointError(f"{path} belongs to a run with another configuration")
     state.load_state_dict(tensors, int(metadata["step"]))

@@ -75,9 +75,7 @@ class Run:
         images = torch.from_numpy(self.source.test_images).to(self.device)
         labels = torch.from_numpy(self.source.test_labels).to(self.device)
         batch = self.config.train.eval_batch
-        return {
-            name: evaluate(net, images, labels, to_network, batch) for name, net in self.networks().items()
-        }
+        return {name: evaluate(net, images, labels, to_network, batch) for name, net in self.networks().items()}
 
 
 def resolve(config: Config) -> Config:
@@ -107,15 +105,13 @@ def prepare(config: Config) -> Run:
     t, a = config.train, config.augment
     device = resolve_device(t.device)
     source = load_source(config.data.dataset, config.data.root)
-    store = build_store(
-        source, config.data.labels, config.seed, config.data.unlabeled_includes_labeled, device
-    )
+    store = build_store(source, config.data.labels, config.seed, config.data.unlabeled_includes_labeled, device)
     method = build_method(config.method.name, config.method.options(), len(source.classes)).to(device)
     fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
     model = build_model(
         config.model.name, config.model.options(), len(source.classes), source.channels, fusion, config.seed
     )
-    model.to(device, memory_format=torch.channels_last)
+    model = model.to(device).to(memory_format=torch.channels_last)
     order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
     flip = source.flip if a.flip is None else a.flip
     policy = Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared")
@@ -151,9 +147,7 @@ class Meter:
         return {**means, **speed}
 
 
-def train(
-    run: Run, recorder: Recorder, checkpoint: Path | None = None, resume: bool = False
-) -> dict[str, Scores]:
+def train(run: Run, recorder: Recorder, checkpoint: Path | None = None, resume: bool = False) -> dict[str, Scores]:
     """Train to the last step and evaluate.
 
     Args:
@@ -175,9 +169,7 @@ def train(
         began = time.perf_counter()
         batch = run.pipeline.batch(state.step)
         waited = time.perf_counter() - began
-        losses = train_step(
-            state, batch, lr=run.config.optim.lr, total_steps=t.steps, precision=run.precision
-        )
+        losses = train_step(state, batch, lr=run.config.optim.lr, total_steps=t.steps, precision=run.precision)
         meter.add(losses, waited)
         step, last = state.step, state.step == t.steps
         recorder.stepped(step)
@@ -199,9 +191,7 @@ def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path
     metrics = meter.fetch()
     bad = [name for name, value in metrics.items() if not math.isfinite(value)]
     if bad:
-        kept = (
-            f"; the last checkpoint in {checkpoint} is intact" if checkpoint and checkpoint.exists() else ""
-        )
+        kept = f"; the last checkpoint in {checkpoint} is intact" if checkpoint and checkpoint.exists() else ""
         raise NonFiniteLossError(
             f"{', '.join(bad)} became NaN or infinite between steps {first} and {step}; "
             f"try a lower optim.lr (now {run.config.optim.lr}) or precision fp32 (now {run.precision}){kept}"

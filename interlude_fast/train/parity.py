@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from interlude_fast.models import EmbeddingFusion, WideResNet
 from interlude_fast.models.wideresnet import WideResNetOptions
 
 from .state import TrainState
-from .step import train_step
+from .step import compute_gradients, update
 
 TOLERANCE = 1e-9
 LOSSES = {"total": "loss", "labeled": "loss_labeled", "unlabeled": "loss_unlabeled", "delta": "loss_delta"}
@@ -55,17 +56,11 @@ def read_golden(path: Path) -> Golden:
         meta = json.loads(str(content.pop("meta")))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile_error()) as error:
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path} is not a golden of interlude.md section 10 ({type(error).__name__}: {error})"
         ) from None
     return Golden({name: torch.from_numpy(np.asarray(value)) for name, value in content.items()}, meta)
-
-
-def zipfile_error() -> type[Exception]:
-    import zipfile
-
-    return zipfile.BadZipFile
 
 
 def build_state(golden: Golden) -> TrainState:
@@ -132,6 +127,14 @@ def replay(path: Path, fused: bool) -> dict[str, float]:
             raise DataError(f"{path} lacks {error}, which a golden of its method holds") from None
 
 
+def replay_both(path: Path) -> dict[str, dict[str, float]]:
+    """replay() with fused kernels, where they are built, and with the torch reference."""
+    sides = (
+        {"fused kernels": True, "torch reference": False} if ops.status().loaded else {"torch reference": False}
+    )
+    return {name: replay(path, fused) for name, fused in sides.items()}
+
+
 def _replay(golden: Golden) -> dict[str, float]:
     m, state = golden.meta, build_state(golden)
     differences: dict[str, float] = {}
@@ -140,9 +143,7 @@ def _replay(golden: Golden) -> dict[str, float]:
         differences[name] = max(differences.get(name, 0.0), value) if value == value else float("inf")
 
     for step in range(m["steps"]):
-        losses = train_step(
-            state, golden_batch(golden, step, state), lr=m["lr"], total_steps=m["total_steps"]
-        )
+        losses = compute_gradients(state, golden_batch(golden, step, state))
         values = {"loss": losses.total.detach(), **losses.metrics}
         for theirs, ours in LOSSES.items():
             note(
@@ -151,21 +152,22 @@ def _replay(golden: Golden) -> dict[str, float]:
             )
         gradients = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
         note("gradients", _worst(gradients, golden.group(f"step{step}/grad/")))
-    unread = state.model.unread_buffers()
-    for prefix, network in (("final/", state.model), ("ema/", state.ema.model)):
-        theirs = {n: v for n, v in golden.group(prefix).items() if n not in unread}
-        buffers = {n for n, _ in network.named_buffers()}
-        name = "" if prefix == "final/" else "EMA "
-        ours = network.state_dict()
-        note(f"{name}weights", _worst(ours, {n: v for n, v in theirs.items() if n not in buffers}))
-        note(f"{name}buffers", _worst(ours, {n: v for n, v in theirs.items() if n in buffers}))
-    for at_eval, name in ((True, "with"), (False, "without")):
-        state.model.eval()
-        state.model.fusion.at_eval = at_eval
+        update(state, lr=m["lr"], total_steps=m["total_steps"])
+    network = state.model
+    assert isinstance(network, WideResNet)
+    unread = network.unread_buffers()
+    for prefix, word, trained in (("final/", "", state.model), ("ema/", "EMA ", state.ema.model)):
+        recorded = {n: v for n, v in golden.group(prefix).items() if n not in unread}
+        buffers = {n for n, _ in trained.named_buffers()}
+        values = dict(trained.state_dict())
+        note(f"{word}weights", _worst(values, {n: v for n, v in recorded.items() if n not in buffers}))
+        note(f"{word}buffers", _worst(values, {n: v for n, v in recorded.items() if n in buffers}))
+    images = golden.arrays["eval/x"].contiguous(memory_format=torch.channels_last)
+    network.eval()
+    for at_eval, word in ((True, "with"), (False, "without")):
+        network.fusion.at_eval = at_eval
         with torch.no_grad():
-            ours = state.model(golden.arrays["eval/x"].contiguous(memory_format=torch.channels_last))
-        note(
-            f"eval logits {name} fusion",
-            relative_difference(ours, golden.arrays[f"eval/logits_{name}_fusion"]),
-        )
+            logits = network(images)
+        expected = golden.arrays[f"eval/logits_{word}_fusion"]
+        note(f"eval logits {word} fusion", relative_difference(logits, expected))
     return differences

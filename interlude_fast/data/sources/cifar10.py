@@ -25,9 +25,7 @@ def load(root: Path | None = None) -> Source:
     try:
         from torchvision.datasets import CIFAR10
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise DataError(
-            f"cifar10 needs torchvision: pip install 'interlude-fast[vision]' ({error})"
-        ) from None
+        raise DataError(f"cifar10 needs torchvision: pip install 'interlude-fast[vision]' ({error})") from None
     root = root or DEFAULT_ROOT
     download = not _is_complete(CIFAR10, root)
     try:

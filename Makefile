@@ -1,0 +1,58 @@
+# make setup   environment in .venv with torch, dependencies and the compiled extension
+# make demo    InterLUDE beside a supervised-only run on the embedded digits, 40 labels
+# make test    C++ and Python tests
+# Variables: PYTHON (default python3), TORCH (what pip installs as torch, default below), VENV.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.11 torchvision
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+FORMATTED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+
+.PHONY: setup demo test cpptest lint format clean
+
+setup: $(VENV)/.extension
+
+# Torch first, then our build against that torch: an isolated build would fetch a second one.
+$(VENV)/.packages: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v <= (3, 13) else \
+	"interlude-fast wants Python 3.10 to 3.13, found %d.%d; choose one: make PYTHON=python3.12 ..." % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	{ echo "no virtual environment: $(PYTHON) lacks venv (Debian: apt install python3-venv)" >&2; exit 1; }
+	$(PIP) install -q "setuptools>=77" ninja pybind11 $(foreach package,$(TORCH),"$(package)")
+	INTERLUDE_FAST_EXTENSION=0 $(PIP) install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+$(VENV)/.extension: $(VENV)/.packages $(SOURCES)
+	$(PIP) install -q --no-deps --no-build-isolation -v -e . > $(VENV)/build.log 2>&1 || \
+	{ grep -nE 'error|Error' $(VENV)/build.log | head -20; echo "the whole log: $(VENV)/build.log" >&2; exit 1; }
+	@grep '^ *interlude-fast:' $(VENV)/build.log | sort -u || true
+	@touch $@
+
+demo: setup
+	@$(BIN)/interlude-fast doctor
+	$(BIN)/interlude-fast compare --dataset digits --labels 40 --methods interlude,supervised
+
+test: setup cpptest
+	@$(BIN)/interlude-fast doctor
+	$(BIN)/python -m pytest
+
+cpptest: setup
+	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING
+	@$(BIN)/cmake --build build/cmake
+	@$(BIN)/ctest --test-dir build/cmake --output-on-failure
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+clean:
+	rm -rf build *.egg-info $(VENV)/.extension interlude_fast/_C*.so

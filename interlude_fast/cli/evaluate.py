@@ -1,0 +1,28 @@
+"""`interlude-fast eval RUN`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from .main import one_line_errors
+
+
+@click.command("eval")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--device", help="auto, cpu, cuda or cuda:<i>; default: the run's own.")
+@one_line_errors
+def command(run: Path, device: str | None) -> None:
+    """Evaluate the saved networks of RUN, a run directory, on its test set."""
+    from interlude_fast.report import evaluate_run
+
+    scores = evaluate_run(run, device)
+    table = Table(title=f"{run}: {next(iter(scores.values())).n} test images")
+    for heading in ("network", "test error", "accuracy", "balanced accuracy"):
+        table.add_column(heading, justify="left" if heading == "network" else "right")
+    for network, s in scores.items():
+        table.add_row(network, f"{s.error:.2%}", f"{s.accuracy:.2%}", f"{s.balanced_accuracy:.2%}")
+    Console().print(table)

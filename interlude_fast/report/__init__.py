@@ -1,0 +1,8 @@
+"""What a run leaves behind and shows while it lasts."""
+
+from __future__ import annotations
+
+from .compare import Comparison, compare
+from .run import RunResult, evaluate_run, train_run
+
+__all__ = ["Comparison", "RunResult", "compare", "evaluate_run", "train_run"]

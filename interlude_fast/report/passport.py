@@ -1,0 +1,96 @@
+"""What was used: versions, device, extension. Written beside every result and printed by `doctor`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import interlude_fast
+from interlude_fast import ops
+from interlude_fast.ops.extension import BUILD_HINT
+from interlude_fast.train.step import resolve_device, resolve_precision
+
+PACKAGES = (
+    "torchvision",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "scikit-learn",
+    "torchmetrics",
+    "nvidia-dali-cuda130",
+)
+
+
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
+        return names[0] if names else platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+def package_versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def gpus() -> list[str]:
+    """Name, compute capability and memory of every GPU that torch sees."""
+    return [
+        f"{p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / 2**30:.0f} GiB"
+        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+
+
+def extension_line() -> str:
+    """The compiled extension in one line."""
+    s = ops.status()
+    if not s.loaded:
+        return f"not loaded: {s.why_not}"
+    cuda = f"CUDA {s.cuda_version} for {s.cuda_archs}" if s.cuda_version else "no CUDA kernels"
+    return f"built with {s.compiler}, torch {s.torch_version}; {cuda}"
+
+
+def passport() -> dict[str, Any]:
+    """Everything that a figure should not travel without."""
+    device = resolve_device("auto")
+    return {
+        "interlude_fast": interlude_fast.__version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "torch_cuda": torch.version.cuda,
+        "packages": package_versions(),
+        "extension": extension_line(),
+        "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "gpus": gpus(),
+        "device": str(device),
+        "precision": resolve_precision("auto", device),
+    }
+
+
+def what_runs() -> str:
+    """Device, precision and kernels that `auto` settles on here, and why."""
+    device = resolve_device("auto")
+    precision = resolve_precision("auto", device)
+    why_device = "a GPU is there" if device.type == "cuda" else "torch sees no GPU"
+    why_precision = "the GPU computes in it" if precision == "bf16" else "no GPU that computes in bf16"
+    s = ops.status()
+    if s.runs_on(device):
+        kernels = "fused kernels"
+    elif s.loaded:
+        kernels = f"torch reference, because the extension was built without kernels for {device.type}"
+    else:
+        kernels = f"torch reference, because the extension is {s.why_not} ({BUILD_HINT})"
+    return f"on {device} ({why_device}), in {precision} ({why_precision}), with {kernels}"

@@ -1,0 +1,120 @@
+"""Listeners of the training loop: the run directory's files, and the terminal."""
+
+from __future__ import annotations
+
+import logging
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from interlude_fast.evaluate import Scores
+from interlude_fast.train.loop import Recorder
+
+from .run_directory import RunDirectory
+
+
+class FileRecorder:
+    """metrics.jsonl, TensorBoard events and log.txt."""
+
+    def __init__(self, directory: RunDirectory, purge_step: int | None = None) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.directory = directory
+        self.board = SummaryWriter(str(directory.path / "tensorboard"), purge_step=purge_step)
+        self.log = logging.getLogger(f"interlude_fast.run.{directory.path}")
+        self.log.setLevel(logging.INFO)
+        self.log.propagate = False
+        self.handler = logging.FileHandler(directory.path / "log.txt")
+        self.handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.log.addHandler(self.handler)
+
+    def stepped(self, step: int) -> None: ...
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        self._keep(step, metrics)
+        self.log.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
+
+    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
+        flat = {f"test/{net}/{k}": v for net, s in scores.items() for k, v in s.as_dict().items() if k != "n"}
+        self._keep(step, flat)
+        errors = "  ".join(f"{net} {s.error:.2%}" for net, s in scores.items())
+        self.log.info("step %d  test error: %s", step, errors)
+
+    def _keep(self, step: int, values: dict[str, float]) -> None:
+        self.directory.append_metrics({"step": step, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.board.close()
+        self.log.removeHandler(self.handler)
+        self.handler.close()
+
+
+class ProgressRecorder:
+    """One line that shows where the run is; nothing where the console is not a terminal."""
+
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(title, total=steps, status="")
+        self.metrics: dict[str, float] = {}
+        self.errors = ""
+
+    def __enter__(self) -> ProgressRecorder:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stepped(self, step: int) -> None:
+        self.progress.update(self.task, completed=step)
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics = metrics
+        self._show()
+
+    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
+        self.errors = "test error " + ", ".join(f"{net} {s.error:.2%}" for net, s in scores.items())
+        self._show()
+
+    def _show(self) -> None:
+        m = self.metrics
+        parts = [
+            f"{m['steps_per_second']:.1f} steps/s",
+            f"data wait {m['data_wait']:.0%}",
+            f"loss {m['loss']:.3f}",
+        ]
+        if "mask_rate" in m:
+            parts.append(f"mask rate {m['mask_rate']:.0%}")
+        self.progress.update(self.task, status="  ".join([*parts, self.errors]))
+
+
+class Several:
+    """Passes every call on to each of several recorders."""
+
+    def __init__(self, *recorders: Recorder) -> None:
+        self.recorders = recorders
+
+    def stepped(self, step: int) -> None:
+        for recorder in self.recorders:
+            recorder.stepped(step)
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None:
+        for recorder in self.recorders:
+            recorder.logged(step, metrics)
+
+    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
+        for recorder in self.recorders:
+            recorder.evaluated(step, scores)

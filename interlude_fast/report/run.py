@@ -1,0 +1,157 @@
+"""A run with its folder: train, resume, evaluate again."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from interlude_fast.config import Config, dump, merge_config, read_yaml
+from interlude_fast.errors import CheckpointError
+from interlude_fast.evaluate import Scores
+from interlude_fast.train.checkpoint import load_tensors, read_step, save_tensors
+from interlude_fast.train.loop import FREE_TO_CHANGE, Run, prepare, resolve, train
+
+from .passport import passport
+from .recorders import FileRecorder, ProgressRecorder, Several
+from .run_directory import RunDirectory
+
+DEFAULT_FOLDER = Path("runs")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """scores: of the "raw" and the "ema" network after the last step. seconds: of this process."""
+
+    directory: Path
+    scores: dict[str, Scores]
+    seconds: float
+
+
+def default_directory(config: Config) -> Path:
+    """runs/<data set>-<method>-<labels>-seed<s>, numbered on where that exists."""
+    c = config
+    stem = f"{c.data.dataset}-{c.method.name}-{c.data.labels}-seed{c.seed}"
+    path, number = DEFAULT_FOLDER / stem, 2
+    while path.exists():
+        path, number = DEFAULT_FOLDER / f"{stem}-{number}", number + 1
+    return path
+
+
+def resume_config(directory: Path, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
+    """The configuration of the run in `directory`, with what the command line asks for on top; train_run
+    refuses what differs."""
+    folder = RunDirectory.open(directory)
+    asked = [read_yaml(file)] if file else []
+    return merge_config(folder.config(), [*asked, *overrides])
+
+
+def train_run(
+    config: Config, directory: Path | None = None, *, resume: bool = False, console: Console | None = None
+) -> RunResult:
+    """Train as configured, leaving everything in a run directory.
+
+    Args:
+        directory: of the run; None chooses a free one under runs/.
+        resume: go on with the run in `directory`, exactly.
+        console: where progress is shown; None shows none.
+
+    Raises:
+        InterludeError: one line that says what is wrong; nothing that exists is changed.
+    """
+    began = time.perf_counter()
+    if resume:
+        folder = RunDirectory.open(directory or default_directory(config))
+        _refuse_changes(folder.config(), resolve(config))
+        step = read_step(folder.checkpoint)
+        run = prepare(config)
+        folder.rewind_metrics(step)
+    else:
+        run, step = prepare(config), 0
+        folder = RunDirectory.create(directory or default_directory(config))
+        _write_passport(folder, run)
+    files = FileRecorder(folder, purge_step=step + 1 if resume else None)
+    title = f"{run.config.method.name} on {run.source.name}, {run.config.data.labels} labels"
+    screen = console or Console(quiet=True)
+    try:
+        with ProgressRecorder(screen, title, run.config.train.steps) as progress:
+            scores = train(run, Several(files, progress), folder.checkpoint, resume)
+    except Exception as error:
+        files.log.info("stopped: %s", error)
+        raise
+    finally:
+        files.close()
+    for name, network in run.networks().items():
+        save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
+    result = RunResult(folder.path, scores, time.perf_counter() - began)
+    folder.write("result.json", {**{n: s.as_dict() for n, s in scores.items()}, "seconds": result.seconds})
+    return result
+
+
+def _write_passport(folder: RunDirectory, run: Run) -> None:
+    folder.write("config.yaml", dump(run.config))
+    folder.write("passport.json", {"command": sys.argv, "precision_used": run.precision, **passport()})
+    folder.write(
+        "split.json",
+        {
+            "dataset": run.source.name,
+            "seed": run.config.seed,
+            "labeled": run.store.labeled.tolist(),
+            "unlabeled": len(run.store.unlabeled),
+            "test": len(run.source.test_labels),
+        },
+    )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return flat
+
+
+def _refuse_changes(before: Config, now: Config) -> None:
+    """A resumed run keeps its configuration.
+
+    Raises:
+        CheckpointError: names the first setting that differs.
+    """
+    free = {f"{section}.{key}" for section, keys in FREE_TO_CHANGE.items() for key in keys}
+    old, new = (_flat(c.model_dump(mode="json")) for c in (before, now))
+    for key in sorted(old.keys() | new.keys()):
+        if key not in free and old.get(key) != new.get(key):
+            raise CheckpointError(
+                f"the run to resume has {key} = {old.get(key)}, but {new.get(key)} is asked for now; "
+                "a resumed run keeps its configuration"
+            )
+
+
+def evaluate_run(path: Path, device: str | None = None) -> dict[str, Scores]:
+    """Scores of a run's saved networks on its test set.
+
+    Raises:
+        CheckpointError: the folder is not a run's, or its weights are missing or damaged.
+    """
+    folder = RunDirectory.open(path)
+    config = folder.config()
+    if device:
+        config.train.device = device
+    run = prepare(config)
+    for name, network in run.networks().items():
+        if not folder.weights(name).exists():
+            raise CheckpointError(
+                f"{folder.weights(name)} does not exist: the run has not finished; "
+                f"go on with it: interlude-fast train --run-dir {path} --resume"
+            )
+        tensors, _ = load_tensors(folder.weights(name))
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError:
+            raise CheckpointError(
+                f"{folder.weights(name)} holds another network than {path}/config.yaml"
+            ) from None
+    return run.evaluate()

@@ -1,0 +1,81 @@
+"""A run's folder: config.yaml, passport.json, split.json, metrics.jsonl, result.json, log.txt, checkpoints/last,
+weights/*.safetensors and TensorBoard events. Never overwritten."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from interlude_fast import config as configuration
+from interlude_fast.config import Config
+from interlude_fast.errors import CheckpointError
+from interlude_fast.train.checkpoint import write_atomically
+
+
+class RunDirectory:
+    """Paths and small files of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoints" / "last"
+        self.metrics = path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, path: Path) -> RunDirectory:
+        """A new folder.
+
+        Raises:
+            CheckpointError: it exists, or cannot be made.
+        """
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise CheckpointError(
+                f"run directory {path} exists and is never overwritten; choose another --run-dir, "
+                f"or go on with it: --run-dir {path} --resume"
+            ) from None
+        except OSError as error:
+            raise CheckpointError(f"run directory {path} cannot be made: {error.strerror}") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """A folder that a run has made.
+
+        Raises:
+            CheckpointError: there is none, or it is not a run's.
+        """
+        if not (path / "config.yaml").is_file():
+            raise CheckpointError(f"{path} is not a run directory: it holds no config.yaml")
+        return cls(path)
+
+    def config(self) -> Config:
+        return configuration.validate(Config, configuration.read_yaml(self.path / "config.yaml"))
+
+    def weights(self, network: str) -> Path:
+        return self.path / "weights" / f"{network}.safetensors"
+
+    def write(self, name: str, content: str | dict[str, Any]) -> None:
+        """A text or JSON file, atomically."""
+        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        write_atomically(self.path / name, text.encode())
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Rows written so far; a last line that was cut short by a kill is left out."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drop rows of steps that a resumed run will do again."""
+        rows = [row for row in self.read_metrics() if row["step"] <= step]
+        write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())

@@ -1,0 +1,131 @@
+"""Views: equal to Pillow's pixels, drawn from counters alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+
+from interlude_fast.data.augment import LEVELS, MAX_BIAS, OPS, Drawn, Policy, _apply_ops, augment, draw_views
+
+
+def pillow_op(name: str, image: Image.Image, level: int, mirrored: bool) -> Image.Image:
+    """RandAugment's table (interlude.md section 1) in Pillow."""
+    most, bias = MAX_BIAS.get(name, (0, 0))
+    value, whole = level * most / 10 + bias, int(level * most / 10) + bias
+    signed = -value if mirrored else value
+    side = image.size[0]
+    affine = {
+        "ShearX": (1, signed, 0, 0, 1, 0),
+        "ShearY": (1, 0, 0, signed, 1, 0),
+        "TranslateX": (1, 0, int(signed * side), 0, 1, 0),
+        "TranslateY": (1, 0, 0, 0, 1, int(signed * side)),
+    }
+    if name in affine:
+        return image.transform(image.size, Image.Transform.AFFINE, affine[name])
+    if name in ("Brightness", "Color", "Contrast", "Sharpness"):
+        return getattr(ImageEnhance, name)(image).enhance(value)
+    return {
+        "AutoContrast": lambda: ImageOps.autocontrast(image),
+        "Equalize": lambda: ImageOps.equalize(image),
+        "Identity": lambda: image,
+        "Posterize": lambda: ImageOps.posterize(image, whole),
+        "Rotate": lambda: image.rotate(-whole if mirrored else whole),
+        "Solarize": lambda: ImageOps.solarize(image, 256 - whole),
+    }[name]()
+
+
+def sample_images(side: int, channels: int) -> np.ndarray:
+    """Noise, dark noise, one value, few values, a bell curve."""
+    rng = np.random.default_rng(side * 10 + channels)
+    images = rng.integers(0, 256, (5, side, side, channels), dtype=np.uint8)
+    images[1] //= 3
+    images[2] = 77
+    images[3] = images[3] // 64 * 64
+    images[4] = np.clip(rng.normal(128, 20, images[4].shape), 0, 255)
+    return images
+
+
+def to_pillow(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(image if image.shape[2] == 3 else image[..., 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("side", [8, 16, 32, 33])
+@pytest.mark.parametrize("name", OPS)
+def test_operations_equal_pillow_at_every_level(name: str, side: int, channels: int) -> None:
+    images = sample_images(side, channels)
+    x = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for level in range(1, LEVELS):
+        for mirrored in (False, True):
+            n = len(images)
+            ours = _apply_ops(
+                x, torch.full((n,), OPS.index(name)), torch.full((n,), level), torch.full((n,), mirrored)
+            )
+            for image, out in zip(images, ours.permute(0, 2, 3, 1).numpy(), strict=True):
+                theirs = np.asarray(pillow_op(name, to_pillow(image), level, mirrored)).reshape(image.shape)
+                np.testing.assert_array_equal(out, theirs, err_msg=f"level {level}, mirrored {mirrored}")
+
+
+def pillow_view(image: np.ndarray, d: Drawn, i: int) -> np.ndarray:
+    """One view, a step at a time: numpy's reflect pad and crop, Pillow's operations and rectangle."""
+    side = image.shape[0]
+    x = image[:, ::-1] if d.flip[i] else image
+    x = np.pad(x, ((d.pad, d.pad), (d.pad, d.pad), (0, 0)), mode="reflect")
+    x = x[int(d.top[i]) :, int(d.left[i]) :][:side, :side]
+    view = to_pillow(np.ascontiguousarray(x))
+    for op, level, mirrored in zip(d.op[i].tolist(), d.level[i].tolist(), d.mirrored[i].tolist(), strict=True):
+        view = pillow_op(OPS[op], view, level, mirrored)
+    out = np.array(view).reshape(image.shape)
+    x0, y0, x1, y1 = d.box[i].tolist()
+    out[y0 : y1 + 1, x0 : x1 + 1] = 127
+    return out
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whole_views_equal_pillow(channels: int) -> None:
+    n, side = 64, 32
+    images = np.random.default_rng(0).integers(0, 256, (n, side, side, channels), dtype=np.uint8)
+    view = torch.arange(n) % 2
+    d = draw_views(Policy(flip=True), side, seed=3, step=5, row=torch.arange(n), view=view)
+    ours = augment(torch.from_numpy(images), d).numpy()
+    # An unflipped crop offset refers to the image after the flip: the gather reads it mirrored.
+    for i in range(n):
+        np.testing.assert_array_equal(ours[i], pillow_view(images[i], d, i), err_msg=f"view {i}")
+
+
+def draws(policy: Policy, n: int = 4000, **where: int) -> Drawn:
+    at = {"seed": 0, "step": 0, **where}
+    return draw_views(policy, 32, row=torch.arange(n), view=torch.ones(n, dtype=torch.int64), **at)
+
+
+def test_draws_follow_the_policy() -> None:
+    d = draws(Policy(flip=True))
+    assert 0.45 < d.flip.float().mean() < 0.55
+    assert (int(d.top.min()), int(d.top.max())) == (0, 2 * d.pad) == (0, 8)
+    assert (int(d.level.min()), int(d.level.max())) == (1, 9)
+    share = (d.op == OPS.index("Identity")).float().mean()
+    assert abs(share - (0.5 + 0.5 / 14)) < 0.03  # not applied, or Identity drawn
+    width = d.box[:, 2] - d.box[:, 0]
+    assert int(width.max()) == 16
+    assert int(d.box.min()) == 0
+    assert int(d.box.max()) == 32
+
+
+def test_digits_are_not_flipped_and_weak_views_are_only_cropped() -> None:
+    assert not draws(Policy(flip=False)).flip.any()
+    n = 100
+    weak = draw_views(Policy(flip=True), 32, 0, 0, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    assert (weak.op == OPS.index("Identity")).all()
+    assert (weak.box[:, 2] < weak.box[:, 0]).all()
+
+
+def test_draws_are_a_function_of_seed_step_row_and_view() -> None:
+    policy = Policy(flip=True)
+    same, other_step, other_seed = draws(policy), draws(policy, step=1), draws(policy, seed=1)
+    assert torch.equal(draws(policy).top, same.top)
+    assert not torch.equal(other_step.top, same.top)
+    assert not torch.equal(other_seed.top, same.top)
+    few = draw_views(policy, 32, 0, 0, torch.tensor([17]), torch.tensor([1]))
+    assert few.op.tolist() == same.op[17:18].tolist()

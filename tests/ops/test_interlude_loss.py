@@ -1,0 +1,242 @@
+"""interlude_loss: against the reference, its gradients, its torch.library rules, nasty inputs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from interlude_fast import ops, reference
+
+OP = torch.ops.interlude_fast
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+SIZES = [(1, 1, 1), (1, 1, 2), (3, 7, 10), (5, 16, 3), (2, 1, 1000), (33, 2, 17)]  # B, mu, K
+INF, NAN = float("inf"), float("nan")
+
+
+def uneven(classes: int, low: float, high: float) -> Tensor:
+    order = torch.randperm(classes, generator=torch.Generator().manual_seed(classes))
+    return torch.linspace(low, high, classes)[order]
+
+
+CASES: dict[str, Callable[[int], dict[str, Any]]] = {
+    "plain": lambda _: {},
+    "per class": lambda _: {"delta": "per_class"},
+    "separate rows": lambda _: {"layout": "separate"},
+    "weights of terms": lambda _: {"lambda_u": 0.3, "lambda_dc": 2.5},
+    "class weights": lambda classes: {"class_weights": uneven(classes, 0.2, 2)},
+    "threshold by class": lambda classes: {"thresholds": uneven(classes, 0.1, 0.9)},
+    "temperature": lambda _: {"temperature": 0.5},
+    "bias": lambda classes: {"pseudo_label_bias": uneven(classes, -2, 2)},
+}
+ALL = "all at once"
+
+
+def options(case: str, classes: int) -> dict[str, Any]:
+    chosen = CASES.values() if case == ALL else [CASES[case]]
+    changes = [change(classes) for change in chosen]
+    return {"thresholds": 0.6} | {key: value for change in changes for key, value in change.items()}
+
+
+def plain(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The reference under the face's option names; tensors as wide as the logits' arithmetic."""
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    o = {key: value.to(dtype) if isinstance(value, Tensor) else value for key, value in o.items()}
+    thresholds, delta, layout = o.pop("thresholds"), o.pop("delta", "mean"), o.pop("layout", "interdigitated")
+    tau, by_class = (0.0, thresholds) if isinstance(thresholds, Tensor) else (thresholds, None)
+    shape = {"per_class": delta == "per_class", "interdigitated": layout == "interdigitated"}
+    return reference.interlude_loss(logits, labels, mu, tau, by_class, **shape, **o)
+
+
+def fused(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, ...]:
+    return ops.interlude_loss(logits, labels, mu=mu, **o)
+
+
+def direct(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """torch.ops without the face's checks."""
+    return OP.interlude_loss(*arguments(logits, labels, mu, o))
+
+
+def arguments(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple:
+    tau = o.get("thresholds", 0.6)
+    tau, by_class = (0.0, tau) if isinstance(tau, Tensor) else (tau, None)
+    numbers = o.get("lambda_u", 1.0), o.get("lambda_dc", 1.0), o.get("temperature", 1.0)
+    flags = o.get("delta") == "per_class", o.get("layout") != "separate"
+    return logits, labels, mu, tau, by_class, *numbers, *flags, o.get("class_weights"), o.get("pseudo_label_bias")
+
+
+def pseudo_labels(logits: Tensor, batch: int, mu: int, o: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Confidence less threshold, and class, [B, mu], in float64."""
+    uw = reference.split_rows(logits.double(), batch, mu, o.get("layout") != "separate")[1]
+    confidence, target = reference.pseudo_labels(uw, o.get("temperature", 1.0), o.get("pseudo_label_bias"))
+    tau = o["thresholds"]
+    return confidence - (tau.double()[target] if isinstance(tau, Tensor) else tau), target
+
+
+def example(
+    device: torch.device, size: tuple[int, int, int], dtype: torch.dtype = torch.float32, case: str = "plain"
+) -> tuple[Tensor, Tensor, int, dict[str, Any]]:
+    """Logits without a confidence within rounding of its threshold; every other label has a match."""
+    (batch, mu, classes), o = size, options(case, size[2])
+    for seed in itertools.count():
+        generator = torch.Generator().manual_seed(seed)
+        logits = 4 * torch.randn(2 * batch * (1 + mu), classes, generator=generator)
+        margin, target = pseudo_labels(logits.to(dtype), batch, mu, o)
+        if margin.abs().min() > 1e-5:
+            break
+    labels = torch.randint(classes, (batch,), generator=generator)
+    labels[::2] = target[::2, -1]
+    o = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in o.items()}
+    return logits.to(device, dtype), labels.to(device), mu, o
+
+
+def with_gradient(function, logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    logits = logits.detach().requires_grad_()
+    parts = function(logits, *rest)
+    return *parts, torch.autograd.grad(parts[0], logits)[0]
+
+
+@pytest.mark.parametrize("case", [*CASES, ALL])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_equals_the_reference(device, dtype, size, case, within_budget):
+    logits, *rest = example(device, size, dtype, case)
+    results, plains = with_gradient(fused, logits, *rest), with_gradient(plain, logits, *rest)
+    for result, other, truth in zip(results, plains, with_gradient(plain, logits.double(), *rest), strict=True):
+        within_budget(result, other, truth, terms=size[2])
+    assert results[-1].dtype == dtype
+
+
+def labeled_rows(batch: int, mu: int, o: dict[str, Any]) -> Tensor:
+    rows = torch.arange(2 * batch * (1 + mu))
+    return rows < 2 * batch if o.get("layout") == "separate" else rows % (1 + mu) == 0
+
+
+@pytest.mark.parametrize("case", [*CASES, ALL])
+def test_gradcheck(device, case):
+    """Labeled rows enter the delta term without gradient: they are checked without it, or held fixed."""
+    logits, labels, mu, o = example(device, (3, 2, 4), torch.float64, case)
+    labeled = labeled_rows(3, mu, o).to(device)[:, None]
+    fixed = logits.clone()
+    logits.requires_grad_()
+
+    def unlabeled_only(x: Tensor) -> Tensor:
+        return fused(torch.where(labeled, fixed, x), labels, mu, o)[0]
+
+    assert torch.autograd.gradcheck(unlabeled_only, logits)
+    assert torch.autograd.gradcheck(lambda x: fused(x, labels, mu, o | {"lambda_dc": 0.0})[0], logits)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("case", ["plain", ALL])
+def test_opcheck(device, case):
+    for size in ((3, 2, 4), (1, 1, 1)):
+        sample = arguments(*example(device, size, torch.float32, case))
+        torch.library.opcheck(OP.interlude_loss.default, sample)
+        sample[0].requires_grad_()
+        torch.library.opcheck(OP.interlude_loss.default, sample)
+
+
+def test_only_the_total_has_a_gradient(device):
+    logits, *rest = example(device, (3, 2, 4))
+    parts = fused(logits.requires_grad_(), *rest)
+    assert [part.requires_grad for part in parts] == [True, False, False, False, False]
+    assert all(part.dim() == 0 for part in parts)
+
+
+@pytest.mark.usefixtures("kernels")
+def test_second_derivative_is_refused(device):
+    logits, *rest = example(device, (3, 2, 4))
+    total = fused(logits.requires_grad_(), *rest)[0]
+    with pytest.raises(RuntimeError, match="no second derivative"):
+        torch.autograd.grad(total, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("size", [(5, 3, 7), (64, 7, 10)], ids=str)
+def test_strides_do_not_matter_and_bits_repeat(device, size):
+    logits, labels, mu, o = example(device, size, case=ALL)
+    expected = with_gradient(fused, logits, labels, mu, o)
+    spread = torch.stack([labels, labels - 100], 1)[:, 0]
+    o["class_weights"] = o["class_weights"].repeat_interleave(2)[::2]
+    for other in (logits, logits.t().contiguous().t(), logits.repeat(1, 2)[:, : size[2]]):
+        torch.testing.assert_close(with_gradient(fused, other, spread, mu, o), expected, rtol=0, atol=0)
+
+
+def test_thresholds_as_number_and_as_tensors(device):
+    logits, labels, mu, o = example(device, (5, 3, 7))
+    expected = with_gradient(fused, logits, labels, mu, o)
+    for shape in ((), (1,), (7,)):
+        thresholds = torch.full(shape, o["thresholds"], device=device)
+        torch.testing.assert_close(with_gradient(fused, logits, labels, mu, {"thresholds": thresholds}), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 2, 4, 8])
+def test_confidence_equal_to_tau_is_learned(device, dtype, classes):
+    """Equal logits give exactly 1/K in every dtype, and the first class as pseudo label."""
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    logits = torch.full((16, classes), 0.25, dtype=dtype, device=device)
+    loss = ops.interlude_loss(logits, labels, mu=3, thresholds=1 / classes, delta="per_class")
+    assert loss.mask_rate == 1
+    torch.testing.assert_close(loss.unlabeled, loss.labeled)
+    assert ops.interlude_loss(logits, labels, mu=3, thresholds=1 / classes + 1e-6).mask_rate == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_only_confidences_within_rounding_of_tau_may_flip(device, dtype):
+    """Rows clear of tau by 1e-5 decide as they must; rows at tau, and an ulp away, only bound the result."""
+    tau, mu, batch = 0.95, 5, 8
+    offsets = torch.tensor([-1e-2, -1e-5, 0.0, 1e-5, 1e-2], dtype=torch.float64)
+    offsets = offsets + torch.linspace(-1e-9, 1e-9, batch, dtype=torch.float64)[:, None]
+    confidence = tau + offsets  # [B, mu]
+    logits = torch.zeros(batch, 2, 1 + mu, 2, dtype=torch.float64)
+    logits[:, 0, 1:, 0] = torch.log(confidence / (1 - confidence))
+    logits[:, 1, 1:, 1] = torch.linspace(0, 3, mu, dtype=torch.float64)
+    ce = torch.log1p(logits[:, 1, 1:, 1].exp())  # of class 0 under the strong logits
+    labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    loss = ops.interlude_loss(logits.reshape(-1, 2).to(device, dtype), labels, mu=mu, thresholds=tau)
+    rows, ones = batch * mu, torch.ones(batch, mu, dtype=torch.float64)
+    for result, value in ((loss.mask_rate, ones), (loss.unlabeled, ce)):
+        least, band = value[:, 3:].sum() / rows, value[:, 2].sum() / rows
+        assert least - 1e-6 <= result.item() <= least + band + 1e-6
+
+
+ROLES = {"labeled weak": 0, "unlabeled weak": 2, "labeled strong": 4, "unlabeled strong": 6}  # mu = 3
+
+
+@pytest.mark.parametrize("delta", ["mean", "per_class"])
+@pytest.mark.parametrize("role", ROLES)
+def test_not_a_number_reaches_the_total(device, role, delta):
+    logits, labels, mu, o = example(device, (4, 3, 5))
+    logits[8 * 2 + ROLES[role], 3] = NAN
+    loss = ops.interlude_loss(logits, labels, mu=mu, delta=delta)
+    assert loss.total.isnan()
+    assert plain(logits, labels, mu, o | {"delta": delta})[0].isnan()
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_row_of_minus_infinity_reaches_the_total(device, role):
+    logits, labels, mu, _ = example(device, (4, 3, 5))
+    logits[8 * 2 + ROLES[role]] = -INF
+    assert ops.interlude_loss(logits, labels, mu=mu).total.isnan()
+
+
+@pytest.mark.parametrize("case", [*CASES, ALL])
+def test_an_impossible_class_costs_nothing(device, case):
+    logits, labels, mu, o = example(device, (4, 3, 6), torch.float64, case)
+    labels = labels.clamp(max=4)
+    logits[:, 5] = -INF
+    results, plains = (with_gradient(function, logits, labels, mu, o) for function in (fused, plain))
+    torch.testing.assert_close(results, plains)
+    assert results[0].isfinite()
+    assert fused(logits, torch.full_like(labels, 5), mu, o)[0] == INF
+
+
+def test_large_logits_do_not_overflow(device):
+    logits, labels, mu, o = example(device, (4, 3, 5))
+    torch.testing.assert_close(fused(logits + 1e4, labels, mu, o)[0], plain(logits, labels, mu, o)[0], rtol=1e-3, atol=0)
+    assert fused(logits * 1e30, labels, mu, o)[0].isfinite()

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from interlude_fast import config as configuration
+from interlude_fast.config import load, parse_assignment
+from interlude_fast.errors import ConfigError
+from interlude_fast.train.loop import resolve
+
+PRESETS = sorted(configuration.configs_folder().rglob("*.yaml"))
+
+
+def test_defaults_train_the_digits_with_interlude() -> None:
+    config = resolve(load())
+    assert (config.data.dataset, config.data.labels, config.method.name) == ("digits", 40, "interlude")
+    assert config.method.options()["alpha"] == 0.1
+
+
+def test_precedence_flags_over_file_over_preset(tmp_path: Path) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("train: {steps: 7, batch: 20}\noptim: {lr: 1.0e-3}\n")
+    config = load(file, [parse_assignment("train.steps=9"), {"train": {"batch": 10}}])
+    assert (config.train.steps, config.train.batch, config.optim.lr) == (9, 10, 1e-3)
+    assert config.train.mu == load().train.mu
+
+
+def test_extends_reads_the_file_beside(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("train: {steps: 5, batch: 3}\n")
+    (tmp_path / "child.yaml").write_text("extends: base.yaml\ntrain: {steps: 6}\n")
+    config = load(tmp_path / "child.yaml")
+    assert (config.train.steps, config.train.batch) == (6, 3)
+
+
+def test_options_do_not_carry_over_to_another_method() -> None:
+    config = load(None, [parse_assignment("method.tau=0.9"), {"method": {"name": "supervised"}}])
+    assert config.method.name == "supervised"
+    with pytest.raises(ConfigError, match="unknown key 'method.tau'"):
+        resolve(load(None, [{"method": {"name": "supervised", "tau": 0.9}}]))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train.stepz=3", r"unknown key 'train.stepz'; did you mean 'steps'\?"),
+        ("method.tua=0.9", r"unknown key 'method.tua'; did you mean 'tau'\?"),
+        ("model.deepth=10", r"unknown key 'model.deepth'; did you mean 'depth'\?"),
+        ("method.name=interlud", r"unknown method 'interlud'; did you mean 'interlude'\?"),
+        ("model.name=resnet", r"unknown network 'resnet'"),
+        ("method.alpha=1", "method.alpha = 1"),
+        ("method.alpha=-0.1", "method.alpha = -0.1"),
+        ("method.delta=median", "method.delta = 'median'"),
+        ("train.mu=0", "train.mu = 0"),
+        ("train.batch=0", "train.batch = 0"),
+        ("train.steps=0", "train.steps = 0"),
+        ("train.steps=many", "train.steps = 'many'"),
+        ("train.precision=fp4", "train.precision = 'fp4'"),
+        ("train.device=tpu", "train.device = 'tpu'"),
+        ("optim.lr=.nan", "optim.lr = nan"),
+        ("model.depth=11", "model.depth = 11"),
+        ("nothing", "--set wants key=value"),
+        ("method=interlude", "method must be a section"),
+    ],
+)
+def test_bad_settings_get_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        config = resolve(load(None, [parse_assignment(text)]))
+        config.model and __import__("interlude_fast.models").models.build_model(
+            config.model.name, config.model.options(), 2, 1, __import__("torch").nn.Identity(), 0
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+def test_bad_files_get_one_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=str(file)):
+        load(file)
+    with pytest.raises(ConfigError, match="missing.yaml"):
+        load(tmp_path / "missing.yaml")
+
+
+def test_numbers_in_yaml_1_1_notation() -> None:
+    assert parse_assignment("optim.lr=1e-3") == {"optim": {"lr": 1e-3}}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_preset_loads_and_round_trips(path: Path) -> None:
+    config = resolve(load(path))
+    text = configuration.dump(config)
+    again = configuration.validate(configuration.Config, __import__("yaml").safe_load(text))
+    assert again == config
+
+
+def test_a_preset_is_a_claim() -> None:
+    """A file of a published setting says how it is run, what it costs, what to expect and where from."""
+    for path in PRESETS:
+        if path.name == "base.yaml":
+            continue
+        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        for word in ("Command:", "Time:", "Expected:", "Source:"):
+            assert any(word in line for line in head), f"{path} does not state {word}"

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from interlude_fast import config as configuration
 from interlude_fast.config import load, parse_assignment
 from interlude_fast.errors import ConfigError
-from interlude_fast.train.loop import resolve
+from interlude_fast.train.loop import prepare, resolve
 
 PRESETS = sorted(configuration.configs_folder().rglob("*.yaml"))
 
@@ -36,7 +38,7 @@ def test_extends_reads_the_file_beside(tmp_path: Path) -> None:
 def test_options_do_not_carry_over_to_another_method() -> None:
     config = load(None, [parse_assignment("method.tau=0.9"), {"method": {"name": "supervised"}}])
     assert config.method.name == "supervised"
-    with pytest.raises(ConfigError, match="unknown key 'method.tau'"):
+    with pytest.raises(ConfigError, match="unknown key 'method\\.tau'"):
         resolve(load(None, [{"method": {"name": "supervised", "tau": 0.9}}]))
 
 
@@ -65,10 +67,7 @@ def test_options_do_not_carry_over_to_another_method() -> None:
 )
 def test_bad_settings_get_one_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        config = resolve(load(None, [parse_assignment(text)]))
-        config.model and __import__("interlude_fast.models").models.build_model(
-            config.model.name, config.model.options(), 2, 1, __import__("torch").nn.Identity(), 0
-        )
+        prepare(load(None, [parse_assignment(text)]))
     assert "\n" not in str(caught.value)
 
 
@@ -76,9 +75,9 @@ def test_bad_settings_get_one_line(text: str, message: str) -> None:
 def test_bad_files_get_one_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)
-    with pytest.raises(ConfigError, match=str(file)):
+    with pytest.raises(ConfigError, match=re.escape(str(file))):
         load(file)
-    with pytest.raises(ConfigError, match="missing.yaml"):
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load(tmp_path / "missing.yaml")
 
 
@@ -90,7 +89,7 @@ def test_numbers_in_yaml_1_1_notation() -> None:
 def test_every_preset_loads_and_round_trips(path: Path) -> None:
     config = resolve(load(path))
     text = configuration.dump(config)
-    again = configuration.validate(configuration.Config, __import__("yaml").safe_load(text))
+    again = configuration.validate(configuration.Config, yaml.safe_load(text))
     assert again == config
 
 

@@ -41,7 +41,7 @@ class WideResNetOptions(Strict):
 class Block(nn.Module):
     """Pre-activation block: BN-LeakyReLU-conv3x3-BN-LeakyReLU-conv3x3 beside its shortcut.
 
-    Where the width changes, the released code feeds the raw input to convolution and shortcut and leaves the
+    Where the shape changes, the released code feeds the raw input to convolution and shortcut and leaves the
     first batch norm unread, except in the network's first block, which normalizes before the split. The unread
     layer keeps its parameters, so that released checkpoints load, and is not computed.
     """
@@ -53,13 +53,13 @@ class Block(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, o.bn_eps, o.bn_momentum)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.same_width = inputs == outputs
-        self.activates_before_split = is_first and not self.same_width
-        if not self.same_width:
+        self.same_shape = inputs == outputs and stride == 1
+        self.activates_before_split = is_first and not self.same_shape
+        if not self.same_shape:
             self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.same_width:
+        if self.same_shape:
             shortcut, out = x, self._activate(self.bn1, x)
         else:
             out = self._activate(self.bn1, x) if self.activates_before_split else x
@@ -72,7 +72,7 @@ class Block(nn.Module):
 
     def unread_buffers(self) -> list[str]:
         """Names of running statistics that the released code updates and nobody reads."""
-        unread = not (self.same_width or self.activates_before_split)
+        unread = not (self.same_shape or self.activates_before_split)
         return [f"bn1.{name}" for name, _ in self.bn1.named_buffers()] if unread else []
 
 

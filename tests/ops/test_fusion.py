@@ -10,7 +10,18 @@ from interlude_fast import ops, reference
 
 OP = torch.ops.interlude_fast
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-SHAPES = [(0, 5), (5, 0), (1, 7), (2, 1), (7,), (33, 129), (9, 3, 5), (4, 8, 6, 6), (3, 5, 2, 3, 2), (40, 1000)]
+SHAPES = [
+    (0, 5),
+    (5, 0),
+    (1, 7),
+    (2, 1),
+    (7,),
+    (33, 129),
+    (9, 3, 5),
+    (4, 8, 6, 6),
+    (3, 5, 2, 3, 2),
+    (40, 1000),
+]
 FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 

@@ -23,6 +23,16 @@ def uneven(classes: int, low: float, high: float) -> Tensor:
     return torch.linspace(low, high, classes)[order]
 
 
+DEFAULTS: dict[str, Any] = {
+    "thresholds": 0.6,
+    "lambda_u": 1.0,
+    "lambda_dc": 1.0,
+    "temperature": 1.0,
+    "delta": "mean",
+    "layout": "interdigitated",
+    "class_weights": None,
+    "pseudo_label_bias": None,
+}
 CASES: dict[str, Callable[[int], dict[str, Any]]] = {
     "plain": lambda _: {},
     "per class": lambda _: {"delta": "per_class"},
@@ -37,42 +47,37 @@ ALL = "all at once"
 
 
 def options(case: str, classes: int) -> dict[str, Any]:
-    chosen = CASES.values() if case == ALL else [CASES[case]]
-    changes = [change(classes) for change in chosen]
-    return {"thresholds": 0.6} | {key: value for change in changes for key, value in change.items()}
-
-
-def plain(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, ...]:
-    """The reference under the face's option names; tensors as wide as the logits' arithmetic."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    o = {key: value.to(dtype) if isinstance(value, Tensor) else value for key, value in o.items()}
-    thresholds, delta, layout = o.pop("thresholds"), o.pop("delta", "mean"), o.pop("layout", "interdigitated")
-    tau, by_class = (0.0, thresholds) if isinstance(thresholds, Tensor) else (thresholds, None)
-    shape = {"per_class": delta == "per_class", "interdigitated": layout == "interdigitated"}
-    return reference.interlude_loss(logits, labels, mu, tau, by_class, **shape, **o)
+    o = dict(DEFAULTS)
+    for change in CASES.values() if case == ALL else [CASES[case]]:
+        o |= change(classes)
+    return o
 
 
 def fused(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, ...]:
     return ops.interlude_loss(logits, labels, mu=mu, **o)
 
 
-def direct(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """torch.ops without the face's checks."""
-    return OP.interlude_loss(*arguments(logits, labels, mu, o))
-
-
 def arguments(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple:
-    tau = o.get("thresholds", 0.6)
-    tau, by_class = (0.0, tau) if isinstance(tau, Tensor) else (tau, None)
-    numbers = o.get("lambda_u", 1.0), o.get("lambda_dc", 1.0), o.get("temperature", 1.0)
-    flags = o.get("delta") == "per_class", o.get("layout") != "separate"
-    return logits, labels, mu, tau, by_class, *numbers, *flags, o.get("class_weights"), o.get("pseudo_label_bias")
+    """The face's options as the schema and the reference have them."""
+    by_class = o["thresholds"] if isinstance(o["thresholds"], Tensor) else None
+    tau = o["thresholds"] if by_class is None else 0.0
+    numbers = [o[name] for name in ("lambda_u", "lambda_dc", "temperature")]
+    flags = o["delta"] == "per_class", o["layout"] == "interdigitated"
+    return (logits, labels, mu, tau, by_class, *numbers, *flags, o["class_weights"], o["pseudo_label_bias"])
+
+
+def plain(*sample: Any) -> tuple[Tensor, ...]:
+    return reference.interlude_loss(*arguments(*sample))
+
+
+def direct(*sample: Any) -> tuple[Tensor, ...]:
+    return OP.interlude_loss(*arguments(*sample))
 
 
 def pseudo_labels(logits: Tensor, batch: int, mu: int, o: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Confidence less threshold, and class, [B, mu], in float64."""
-    uw = reference.split_rows(logits.double(), batch, mu, o.get("layout") != "separate")[1]
-    confidence, target = reference.pseudo_labels(uw, o.get("temperature", 1.0), o.get("pseudo_label_bias"))
+    uw = reference.split_rows(logits.double(), batch, mu, o["layout"] == "interdigitated")[1]
+    confidence, target = reference.pseudo_labels(uw, o["temperature"], o["pseudo_label_bias"])
     tau = o["thresholds"]
     return confidence - (tau.double()[target] if isinstance(tau, Tensor) else tau), target
 
@@ -106,21 +111,18 @@ def with_gradient(function, logits: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def test_equals_the_reference(device, dtype, size, case, within_budget):
     logits, *rest = example(device, size, dtype, case)
     results, plains = with_gradient(fused, logits, *rest), with_gradient(plain, logits, *rest)
-    for result, other, truth in zip(results, plains, with_gradient(plain, logits.double(), *rest), strict=True):
+    truths = with_gradient(plain, logits.double(), *rest)
+    for result, other, truth in zip(results, plains, truths, strict=True):
         within_budget(result, other, truth, terms=size[2])
     assert results[-1].dtype == dtype
-
-
-def labeled_rows(batch: int, mu: int, o: dict[str, Any]) -> Tensor:
-    rows = torch.arange(2 * batch * (1 + mu))
-    return rows < 2 * batch if o.get("layout") == "separate" else rows % (1 + mu) == 0
 
 
 @pytest.mark.parametrize("case", [*CASES, ALL])
 def test_gradcheck(device, case):
     """Labeled rows enter the delta term without gradient: they are checked without it, or held fixed."""
     logits, labels, mu, o = example(device, (3, 2, 4), torch.float64, case)
-    labeled = labeled_rows(3, mu, o).to(device)[:, None]
+    rows = torch.arange(18, device=device)[:, None]
+    labeled = rows < 6 if o["layout"] == "separate" else rows % 3 == 0
     fixed = logits.clone()
     logits.requires_grad_()
 
@@ -141,9 +143,12 @@ def test_opcheck(device, case):
         torch.library.opcheck(OP.interlude_loss.default, sample)
 
 
-def test_only_the_total_has_a_gradient(device):
-    logits, *rest = example(device, (3, 2, 4))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_the_total_has_a_gradient_and_it_scales(device, dtype):
+    logits, *rest = example(device, (3, 2, 4), dtype)
+    expected = with_gradient(fused, logits, *rest)[-1]
     parts = fused(logits.requires_grad_(), *rest)
+    torch.testing.assert_close(torch.autograd.grad(3 * parts[0], logits, retain_graph=True)[0], 3 * expected)
     assert [part.requires_grad for part in parts] == [True, False, False, False, False]
     assert all(part.dim() == 0 for part in parts)
 
@@ -166,12 +171,12 @@ def test_strides_do_not_matter_and_bits_repeat(device, size):
         torch.testing.assert_close(with_gradient(fused, other, spread, mu, o), expected, rtol=0, atol=0)
 
 
-def test_thresholds_as_number_and_as_tensors(device):
+@pytest.mark.parametrize("shape", [(), (1,), (7,)], ids=str)
+def test_thresholds_as_number_and_as_tensors(device, shape):
     logits, labels, mu, o = example(device, (5, 3, 7))
     expected = with_gradient(fused, logits, labels, mu, o)
-    for shape in ((), (1,), (7,)):
-        thresholds = torch.full(shape, o["thresholds"], device=device)
-        torch.testing.assert_close(with_gradient(fused, logits, labels, mu, {"thresholds": thresholds}), expected)
+    o["thresholds"] = torch.full(shape, o["thresholds"], device=device)
+    torch.testing.assert_close(with_gradient(fused, logits, labels, mu, o), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -205,24 +210,15 @@ def test_only_confidences_within_rounding_of_tau_may_flip(device, dtype):
         assert least - 1e-6 <= result.item() <= least + band + 1e-6
 
 
-ROLES = {"labeled weak": 0, "unlabeled weak": 2, "labeled strong": 4, "unlabeled strong": 6}  # mu = 3
-
-
 @pytest.mark.parametrize("delta", ["mean", "per_class"])
-@pytest.mark.parametrize("role", ROLES)
-def test_not_a_number_reaches_the_total(device, role, delta):
+@pytest.mark.parametrize(("bad", "classes"), [(NAN, 3), (-INF, slice(None))])
+@pytest.mark.parametrize("row", range(8))
+def test_what_is_not_a_number_reaches_the_total(device, row, bad, classes, delta):
     logits, labels, mu, o = example(device, (4, 3, 5))
-    logits[8 * 2 + ROLES[role], 3] = NAN
-    loss = ops.interlude_loss(logits, labels, mu=mu, delta=delta)
-    assert loss.total.isnan()
-    assert plain(logits, labels, mu, o | {"delta": delta})[0].isnan()
-
-
-@pytest.mark.parametrize("role", ROLES)
-def test_a_row_of_minus_infinity_reaches_the_total(device, role):
-    logits, labels, mu, _ = example(device, (4, 3, 5))
-    logits[8 * 2 + ROLES[role]] = -INF
-    assert ops.interlude_loss(logits, labels, mu=mu).total.isnan()
+    logits[2 * 8 + row, classes] = bad
+    o["delta"] = delta
+    assert fused(logits, labels, mu, o)[0].isnan()
+    assert plain(logits, labels, mu, o)[0].isnan()
 
 
 @pytest.mark.parametrize("case", [*CASES, ALL])
@@ -238,5 +234,73 @@ def test_an_impossible_class_costs_nothing(device, case):
 
 def test_large_logits_do_not_overflow(device):
     logits, labels, mu, o = example(device, (4, 3, 5))
-    torch.testing.assert_close(fused(logits + 1e4, labels, mu, o)[0], plain(logits, labels, mu, o)[0], rtol=1e-3, atol=0)
+    result, expected = fused(logits + 1e4, labels, mu, o)[0], plain(logits, labels, mu, o)[0]
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=0)
     assert fused(logits * 1e30, labels, mu, o)[0].isfinite()
+
+
+def change(sample: tuple, changes: dict[str, Any]) -> tuple:
+    """The example's (logits, labels, mu, options) with some replaced, or changed by a function."""
+    logits, labels, mu, o = sample
+    named = {"logits": logits, "labels": labels, "mu": mu} | o
+    for name, value in changes.items():
+        named[name] = value(named[name]) if callable(value) else value
+    return named.pop("logits"), named.pop("labels"), named.pop("mu"), named
+
+
+# B = 2, mu = 3, K = 5
+BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
+    (TypeError, "logits", {"logits": Tensor.long}),
+    (ValueError, "logits", {"logits": lambda x: x[None]}),
+    (ValueError, "logits", {"logits": lambda x: x[1:]}),
+    (TypeError, "labels", {"labels": Tensor.int}),
+    (ValueError, "labels", {"labels": lambda x: x[:, None]}),
+    (ValueError, "labels", {"labels": lambda x: x[:0], "logits": lambda x: x[:0]}),
+    (ValueError, "mu", {"mu": 0}),
+    (ValueError, "mu", {"mu": -1}),
+    (ValueError, "mu", {"mu": 2}),
+    (ValueError, "thresholds", {"thresholds": torch.ones(4)}),
+    (TypeError, "thresholds", {"thresholds": torch.ones(5).long()}),
+    (ValueError, "class_weights", {"class_weights": torch.ones(5, 1)}),
+    (ValueError, "pseudo_label_bias", {"pseudo_label_bias": torch.ones(6)}),
+]
+BAD_FACE = [
+    (ValueError, "temperature", {"temperature": 0.0}),
+    (ValueError, "temperature", {"temperature": NAN}),
+    (ValueError, "delta", {"delta": "class"}),
+    (ValueError, "layout", {"layout": "mixed"}),
+    (ValueError, "labels is on meta", {"labels": lambda x: x.to("meta")}),
+    (ValueError, "thresholds is on meta", {"thresholds": torch.ones(5, device="meta")}),
+    (ValueError, "class_weights is on meta", {"class_weights": torch.ones(5, device="meta")}),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "changes"), BAD + BAD_FACE)
+def test_bad_arguments(device, error, message, changes):
+    with pytest.raises(error, match=message):
+        fused(*change(example(device, (2, 3, 5)), changes))
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("error", "message", "changes"), BAD)
+def test_bad_arguments_of_direct_calls(device, error, message, changes):
+    with pytest.raises(error, match=message):
+        direct(*change(example(device, (2, 3, 5)), changes))
+
+
+@pytest.mark.skipif(not ops.status().loaded, reason="no compiled extension; the reference words it differently")
+@pytest.mark.parametrize("call", [fused, direct])
+@pytest.mark.parametrize("bad", [5, -1, -100, 2**40])
+def test_labels_out_of_range(call, bad):
+    """On a GPU the kernel's assertion ends the process: tests/gpu."""
+    changes = {"labels": torch.tensor([0, bad])}
+    with pytest.raises(IndexError, match=rf"labels\[1\] = {bad} is outside"):
+        call(*change(example(torch.device("cpu"), (2, 3, 5)), changes))
+
+
+@pytest.mark.parametrize("case", ["plain", ALL])
+def test_compiles_whole_with_gradient(device, case):
+    sample = example(device, (3, 2, 4), case=case)
+    compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
+    results = with_gradient(compiled, *sample)
+    torch.testing.assert_close(results, with_gradient(fused, *sample), rtol=0, atol=0)

@@ -1,0 +1,103 @@
+"""The command line as a user meets it: in a process of its own, with its exit codes and its one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from interlude_fast.cli import main
+from tests.helpers import flags
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "interlude_step_mean.npz"
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Runs the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def train(*arguments: str | Path) -> list[str]:
+    return ["train", "--device", "cpu", *flags(), *map(str, arguments)]
+
+
+def test_a_process_of_its_own_is_quiet_and_keeps_exit_codes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "interlude_fast.cli"]
+    for arguments, code, errors in ((train("--steps", "2"), 0, 0), (train("--steps", "0"), 2, 1)):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == code, done.stderr
+        assert len(done.stderr.splitlines()) == errors, done.stderr
+
+
+def test_train_eval_resume(call: Callable[..., Result]) -> None:
+    done = call(*train("--run-dir", "run", "--seed", "3", "--steps", "4"))
+    assert done.exit_code == 0, done.stderr
+    assert "test error ema" in done.stdout
+    assert done.stderr == ""  # quiet where there is no terminal
+    again = call("eval", "run")
+    assert again.exit_code == 0
+    assert "360 test images" in again.stdout
+    resumed = call("train", "--run-dir", "run", "--resume")
+    assert resumed.exit_code == 0, resumed.stderr
+    changed = call("train", "--run-dir", "run", "--resume", "--seed", "4")
+    assert changed.exit_code == 2
+    assert "seed = 3, but 4 is asked for" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--dataset", "digitz"], "unknown data set 'digitz'; did you mean 'digits'?"),
+        (["--method", "interlud"], "unknown method 'interlud'; did you mean 'interlude'?"),
+        (["--set", "optim.lrr=1"], "unknown key 'optim.lrr'; did you mean 'lr'?"),
+        (["--labels", "5"], "5 labels for 10 classes"),
+        (["--labels", "45"], "45 labels do not divide over 10 classes; 40 or 50 do"),
+        (["--labels", "2000"], "only 1437 training images"),
+        (["--set", "method.alpha=1.0"], "method.alpha = 1.0"),
+        (["--set", "train.mu=0"], "train.mu = 0"),
+        (["--set", "train.batch=0"], "train.batch = 0"),
+        (["--steps", "0"], "train.steps = 0"),
+        (["--device", "cuda:7"], "device 'cuda:7'"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--resume"], "--resume wants the run to go on with"),
+        (["--run-dir", "."], "exists and is never overwritten"),
+        (["--run-dir", "missing", "--resume"], "missing is not a run directory"),
+        (["--set", "optim.lr=1.0e+30"], "became NaN or infinite"),
+        (["--dataset", "cifar10", "--labels", "40", "--data-root", "here"], "data_batch_1"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_bad_input_gets_one_line_and_exit_code_2(
+    call: Callable[..., Result], arguments: list[str], line: str
+) -> None:
+    result = call(*train(*arguments))
+    assert result.exit_code == 2, result.output
+    assert line in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_unknown_options_and_commands_name_the_nearest(call: Callable[..., Result]) -> None:
+    option, command = call("train", "--label", "40"), call("trian")
+    assert (option.exit_code, command.exit_code) == (2, 2)
+    assert "--labels" in option.stderr
+    assert "did you mean 'train'" in command.stderr
+
+
+def test_parity_prints_every_quantity(call: Callable[..., Result]) -> None:
+    result = call("parity", GOLDEN)
+    assert result.exit_code == 0, result.stdout + result.stderr
+    for quantity in ("loss delta", "gradients", "EMA weights", "eval logits with fusion"):
+        assert quantity in result.stdout
+    assert call("parity", "nothing.npz").exit_code == 2
+
+
+def test_doctor_says_what_would_run(call: Callable[..., Result]) -> None:
+    result = call("doctor")
+    assert result.exit_code == 0
+    assert "would run" in result.stdout

@@ -1,0 +1,197 @@
+"""What only a GPU can show of the ops: streams, graph capture, no talk with the host, sizes beyond 2^31."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from interlude_fast import ops, reference
+
+CUDA = torch.device("cuda")
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
+    pytest.mark.skipif(not ops.status().runs_on(CUDA), reason=f"no CUDA kernels: {ops.status().why_not}"),
+]
+
+
+class Case:
+    """One op on inputs that stay where they are: `fill` writes new values, `run` is what is captured."""
+
+    def __init__(self, run: Callable[..., list[Tensor]], *shapes: tuple[int, ...]) -> None:
+        self.inputs = [torch.zeros(shape, device=CUDA, requires_grad=True) for shape in shapes]
+        self._run = run
+
+    def fill(self, seed: int) -> None:
+        generator = torch.Generator(CUDA).manual_seed(seed)
+        with torch.no_grad():
+            for x in self.inputs:
+                x.copy_(3 * torch.randn(x.shape, generator=generator, device=CUDA))
+
+    def run(self) -> list[Tensor]:
+        """Outputs and gradients of the inputs."""
+        outputs = self._run(*self.inputs)
+        gradients = torch.autograd.grad(outputs[0].square().sum(), self.inputs)
+        return [*outputs, *gradients]
+
+
+def whole_loss(delta: str) -> Callable[[Tensor], list[Tensor]]:
+    labels = (torch.arange(8) % 4).to(CUDA) if torch.cuda.is_available() else None
+    return lambda x: list(ops.interlude_loss(x, labels, mu=3, thresholds=0.6, delta=delta))
+
+
+def delta_loss(uw: Tensor, us: Tensor) -> list[Tensor]:
+    lw, ls = (x.detach()[:, 0].flip(0) for x in (uw, us))
+    return [ops.delta_consistency_loss(lw, ls, uw, us, uw.detach()[..., 0] > 0)]
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "fusion": lambda: Case(lambda x: [ops.circular_shift_fusion(x, 0.1)], (64, 16, 9, 9)),
+    "loss, mean": lambda: Case(whole_loss("mean"), (64, 5)),
+    "loss, per class": lambda: Case(whole_loss("per_class"), (64, 5)),
+    "delta alone": lambda: Case(delta_loss, (8, 3, 5), (8, 3, 5)),
+}
+
+
+def capture(run: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    """Warm up on a side stream, as capture demands, then record one run."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run()
+    return graph, outputs
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_work_goes_to_the_current_stream(name):
+    """Inputs are written late on a side stream: a kernel on another one would read the old values."""
+    case = CASES[name]()
+    case.fill(1)
+    expected = [x.clone() for x in case.run()]
+    case.fill(0)
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)
+        case.fill(1)
+        results = case.run()
+    side.synchronize()
+    torch.testing.assert_close(results, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_captured_graph_computes_anew_at_each_replay(name):
+    case = CASES[name]()
+    case.fill(0)
+    graph, outputs = capture(case.run)
+    for seed in (1, 2):
+        case.fill(seed)
+        graph.replay()
+        replayed = [x.clone() for x in outputs]
+        torch.testing.assert_close(replayed, case.run(), rtol=0, atol=0)
+
+
+def test_a_captured_graph_draws_the_next_rows_at_each_replay():
+    step, size = torch.zeros(1, dtype=torch.int64, device=CUDA), (40, 1437, 64, 7)
+
+    def draw_and_advance() -> list[Tensor]:
+        items = ops.sample_rows(step, seed=-3, labeled=40, unlabeled=1437, batch=64, mu=7)
+        step.add_(1)
+        return list(items)
+
+    graph, items = capture(draw_and_advance)
+    step.fill_(2**33)
+    for k in range(2**33, 2**33 + 4):
+        graph.replay()
+        expected = reference.sample_rows(torch.tensor(k), -3, *size)
+        torch.testing.assert_close([x.cpu() for x in items], list(expected), rtol=0, atol=0)
+    assert step.item() == 2**33 + 4
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 7, 5, 7), (40, 50_000, 64, 7), (1437, 65_537, 448, 0), (2**31, 2**31, 300, 3)]
+)
+@pytest.mark.parametrize("step", [0, 2**33 + 5])
+def test_rows_are_those_of_the_cpu(step, size):
+    labeled, unlabeled, batch, mu = size
+    cpu, gpu = (
+        ops.sample_rows(
+            torch.tensor(step, device=device), seed=-9, labeled=labeled, unlabeled=unlabeled, batch=batch, mu=mu
+        )
+        for device in ("cpu", "cuda")
+    )
+    torch.testing.assert_close([x.cpu() for x in gpu], list(cpu), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_waits_for_the_gpu(name):
+    case = CASES[name]()
+    case.fill(1)
+    case.run()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        case.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize(("batch", "mu", "classes"), [(5000, 1, 3), (300, 20, 10), (2, 2, 5000)])
+def test_more_groups_rows_or_classes_than_fit_the_machine_at_once(batch, mu, classes):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2 * batch * (1 + mu), classes, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (batch,), generator=generator)
+    results = []
+    for x, y in ((logits.to(CUDA), labels.to(CUDA)), (logits, labels)):
+        x.requires_grad_()
+        loss = ops.interlude_loss(x, y, mu=mu, thresholds=0.4, delta="per_class")
+        results.append([part.cpu() for part in (*loss, torch.autograd.grad(loss.total, x)[0])])
+    torch.testing.assert_close(*results)
+
+
+def test_fusion_of_more_than_2_to_the_31_elements():
+    rows, columns = 131_073, 16_400
+    if torch.cuda.mem_get_info()[0] < 3 * 2 * rows * columns:
+        pytest.skip("not enough GPU memory")
+    x = torch.empty(rows, columns, dtype=torch.bfloat16, device=CUDA).normal_()
+    y = ops.circular_shift_fusion(x, 0.25)
+    for row in (0, 7, 65_536, 2**31 // columns, rows - 2, rows - 1):
+        pair = torch.stack([x[row], x[(row + 1) % rows]])
+        torch.testing.assert_close(y[row], reference.circular_shift_fusion(pair, 0.25)[0])
+
+
+@pytest.mark.parametrize("tensor", ["labels", "thresholds", "class_weights", "pseudo_label_bias"])
+def test_direct_calls_with_tensors_of_two_devices(tensor):
+    o = {"labels": torch.tensor([0, 1], device=CUDA), "thresholds": None, "class_weights": None}
+    o |= {"pseudo_label_bias": None}
+    o[tensor] = torch.tensor([0, 1]) if tensor == "labels" else torch.ones(4)
+    logits = torch.randn(16, 4, device=CUDA)
+    with pytest.raises(ValueError, match=f"{tensor} is on cpu"):
+        torch.ops.interlude_fast.interlude_loss(
+            logits, o.pop("labels"), 3, 0.9, o.pop("thresholds"), 1.0, 1.0, 1.0, False, True, *o.values()
+        )
+
+
+OUT_OF_RANGE = """
+import torch
+from interlude_fast import ops
+labels = torch.tensor([0, 4], device="cuda")
+ops.interlude_loss(torch.randn(16, 4, device="cuda"), labels, mu=3)
+torch.cuda.synchronize()
+"""
+
+
+def test_labels_out_of_range_end_in_an_assertion():
+    """In a process of its own, which the assertion ends."""
+    process = subprocess.run([sys.executable, "-c", OUT_OF_RANGE], capture_output=True, text=True)
+    assert process.returncode != 0
+    assert "label >= 0 && label < p.classes" in process.stdout + process.stderr

@@ -1,0 +1,72 @@
+"""The released code's steps, replayed (interlude.md section 10)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interlude_fast import ops
+from interlude_fast.errors import InterludeError
+from interlude_fast.train.parity import TOLERANCE, replay
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+FILES = sorted(GOLDEN.glob("interlude_step_*.npz"))
+QUANTITIES = {
+    *("loss total", "loss labeled", "loss unlabeled", "loss delta", "gradients", "weights", "buffers"),
+    *("EMA weights", "EMA buffers", "eval logits with fusion", "eval logits without fusion"),
+}
+
+
+def test_both_goldens_are_here() -> None:
+    assert [f.stem for f in FILES] == ["interlude_step_mean", "interlude_step_per_class"]
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "reference"])
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_parity_with_the_released_code(file: Path, fused: bool) -> None:
+    if fused and not ops.status().loaded:
+        pytest.skip(f"no compiled extension: {ops.status().why_not}")
+    differences = replay(file, fused)
+    assert differences.keys() == QUANTITIES
+    assert max(differences.values()) <= TOLERANCE, differences
+
+
+def altered(tmp_path: Path, name: str, **changes: object) -> Path:
+    with np.load(FILES[0]) as golden:
+        content = dict(golden)
+    meta = json.loads(str(content["meta"]))
+    for key, value in changes.items():
+        if key in content:
+            content[key] = value
+        else:
+            meta[key] = value
+    content["meta"] = np.array(json.dumps(meta))
+    np.savez(tmp_path / name, **content)
+    return tmp_path / name
+
+
+def test_parity_notices_a_wrong_number(tmp_path: Path) -> None:
+    for changes, quantity in (
+        ({"lambda_dc": 1.001}, "loss total"),
+        ({"alpha": 0.1001}, "gradients"),
+        ({"lr": 0.030001}, "weights"),
+        ({"weight_decay": 5.001e-4}, "weights"),
+        ({"ema_decay": 0.99901}, "EMA weights"),
+        ({"bn_momentum": 0.00101}, "buffers"),
+    ):
+        assert replay(altered(tmp_path, "golden.npz", **changes), fused=False)[quantity] > TOLERANCE, changes
+
+
+def test_files_that_are_no_goldens(tmp_path: Path) -> None:
+    (tmp_path / "text.npz").write_text("not a zip")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", meta=np.array([{"a": 1}], dtype=object))
+    (tmp_path / "cut.npz").write_bytes(FILES[0].read_bytes()[:5000])
+    unknown = altered(tmp_path, "unknown.npz", method="interlude_minus")
+    for path in (*(tmp_path / f"{n}.npz" for n in ("text", "other", "pickled", "cut", "missing")), unknown):
+        with pytest.raises(InterludeError) as caught:
+            replay(path, fused=False)
+        assert "\n" not in str(caught.value)

@@ -1,0 +1,216 @@
+"""Whole runs: what they leave behind, exact resume, damaged and foreign checkpoints, NaN."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from interlude_fast.errors import CheckpointError, NonFiniteLossError
+from interlude_fast.report import compare, evaluate_run, train_run
+from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.train import loop
+from interlude_fast.train.checkpoint import load_tensors
+from tests.helpers import SMALL, flags, small_config
+
+
+def losses(path: Path) -> list[tuple[int, float]]:
+    """(step, loss) of every logged interval, to the bit."""
+    return [(r["step"], r["loss"]) for r in RunDirectory(path).read_metrics() if "loss" in r]
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return {
+        f"{n}/{k}": v for n in ("raw", "ema") for k, v in load_tensors(RunDirectory(path).weights(n))[0].items()
+    }
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    assert losses(a) == losses(b)
+    assert weights(a).keys() == weights(b).keys()
+    assert all(torch.equal(v, weights(b)[k]) for k, v in weights(a).items())
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Makes the loop die in the middle, as a kill would."""
+    real = loop.train_step
+
+    def dying(state, *args, **kwargs):
+        if state.step == steps:
+            raise Stop
+        return real(state, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", dying)
+
+
+def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
+    result = train_run(small_config(), tmp_path / "run")
+    names = {p.relative_to(tmp_path / "run").as_posix() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    board = {n for n in names if n.startswith("tensorboard/")}
+    assert board
+    assert names - board == {
+        *("config.yaml", "passport.json", "split.json", "metrics.jsonl", "result.json", "log.txt"),
+        *("checkpoints/last", "weights/raw.safetensors", "weights/ema.safetensors"),
+    }
+    rows = RunDirectory(tmp_path / "run").read_metrics()
+    assert {"loss", "mask_rate", "steps_per_second", "data_wait"} <= rows[0].keys()
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(set(split["labeled"])) == 20
+    assert evaluate_run(tmp_path / "run") == result.scores
+
+
+def test_same_seed_same_run_and_another_seed_another(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        train_run(small_config(seed=seed), tmp_path / name)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    assert losses(tmp_path / "a") != losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize("method", ["interlude", "supervised"])
+def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    config = small_config(method={"name": method})
+    train_run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        with pytest.raises(Stop):
+            train_run(config, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped")[-1][0] == 4
+    train_run(config, tmp_path / "stopped", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_resume_after_kill_9(tmp_path: Path) -> None:
+    long = {**SMALL, "train": {**SMALL["train"], "steps": 40}}
+    command = [sys.executable, "-m", "interlude_fast.cli", "train", "--device", "cpu", *flags(long), "--run-dir"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists(), process.stderr.read().decode()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 39, "lo')  # a line that the kill cut short
+    subprocess.run([*command, str(tmp_path / "killed"), "--resume"], check=True, capture_output=True)
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
+    config = small_config()
+    first = train_run(config, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    again = train_run(config, tmp_path / "run", resume=True)
+    assert again.scores == first.scores
+    assert all(torch.equal(v, before[k]) for k, v in weights(tmp_path / "run").items())
+
+
+def test_an_existing_run_directory_is_never_touched(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("two years")
+    with pytest.raises(CheckpointError, match="exists and is never overwritten"):
+        train_run(small_config(), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["thesis.txt"]
+
+
+def test_default_directories_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [train_run(small_config(train={"steps": 1}), None).directory for _ in range(2)]
+    assert [str(p) for p in paths] == ["runs/digits-interlude-20-seed0", "runs/digits-interlude-20-seed0-2"]
+
+
+def damage(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "cut short":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "something else":
+        path.write_bytes(b"PNG" * 1000)
+    elif how == "missing":
+        path.unlink()
+    elif how == "other tensors":
+        path.write_bytes((path.parent.parent / "weights" / "ema.safetensors").read_bytes())
+
+
+@pytest.mark.parametrize("how", ["cut short", "empty", "something else", "missing", "other tensors"])
+def test_damaged_checkpoints_get_one_line_and_lose_nothing(tmp_path: Path, how: str) -> None:
+    train_run(small_config(), tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "last", how)
+    files = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="checkpoints/last") as caught:
+        train_run(small_config(), tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert files == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+
+
+def test_a_resumed_run_keeps_its_configuration(tmp_path: Path) -> None:
+    train_run(small_config(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"the run to resume has optim.lr = .* but 0.5 is asked for"):
+        train_run(small_config(optim={"lr": 0.5}), tmp_path / "run", resume=True)
+    train_run(small_config(train={"log_every": 1}), tmp_path / "run", resume=True)
+
+
+def test_a_checkpoint_of_another_configuration(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 1)):
+        train_run(small_config(seed=seed), tmp_path / name)
+    foreign = (tmp_path / "b" / "checkpoints" / "last").read_bytes()
+    (tmp_path / "a" / "checkpoints" / "last").write_bytes(foreign)
+    with pytest.raises(CheckpointError, match="another configuration"):
+        train_run(small_config(), tmp_path / "a", resume=True)
+
+
+def test_nan_ends_the_run_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.train_step
+
+    def poisoned(state, *args, **kwargs):
+        if state.step == 4:
+            state.model.fc.weight.data.fill_(float("nan"))
+        return real(state, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "train_step", poisoned)
+    with pytest.raises(
+        NonFiniteLossError, match=r"loss.* became NaN or infinite between steps 5 and 6.*is intact"
+    ):
+        train_run(small_config(), tmp_path / "run")
+    tensors, metadata = load_tensors(tmp_path / "run" / "checkpoints" / "last")
+    assert metadata["step"] == "3"
+    assert all(t.isfinite().all() for t in tensors.values())
+
+
+def test_evaluating_a_run_that_is_not_finished_or_not_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_after(monkeypatch, 5)
+    with pytest.raises(Stop):
+        train_run(small_config(), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="has not finished"):
+        evaluate_run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="not a run directory"):
+        evaluate_run(tmp_path)
+
+
+def test_compare_trains_every_method_on_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = [SMALL, {"train": {"steps": 2, "device": "cpu"}}]
+    result = compare(["interlude", "supervised"], [0, 1], settings, out=tmp_path / "out" / "figures.json")
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    assert len(figures["test_error"]["supervised"]["ema"]["errors"]) == 2
+    assert figures["passport"]["torch"] == torch.__version__
+    for i in range(2):
+        a, b = (json.loads((r[i].directory / "split.json").read_text()) for r in result.results.values())
+        assert a["labeled"] == b["labeled"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -24,6 +24,15 @@ def kernels(device: torch.device) -> None:
     status = ops.status()
     if not status.runs_on(device):
         pytest.skip(f"no compiled kernels for {device.type}: {status.why_not or 'built without CUDA'}")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For tests of tiny tensors: threads that wait for one another cost more than they bring. Restored after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

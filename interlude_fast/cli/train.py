@@ -24,15 +24,12 @@ def command(
 ) -> None:
     """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
     from interlude_fast.config import load
-    from interlude_fast.errors import ConfigError
     from interlude_fast.report import train_run
     from interlude_fast.report.run import resume_config
 
     console = Console(stderr=True)
     asked = overrides(assignments, **flags)
-    if resume and run_dir is None:
-        raise ConfigError("--resume wants the run to go on with: --run-dir DIR --resume")
-    config = resume_config(run_dir, config_file, asked) if resume and run_dir else load(config_file, asked)
+    config = resume_config(run_dir, config_file, asked) if resume else load(config_file, asked)
     result = train_run(config, run_dir, resume=resume, console=console)
     for network, s in result.scores.items():
         click.echo(f"test error {network}: {s.error:.2%} ({s.n} images)")

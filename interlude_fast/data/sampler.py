@@ -38,7 +38,7 @@ class Sampler:
     def sample(self, step: int) -> Sample:
         device = self.store.labeled.device
         labeled, unlabeled = sample_rows(
-            torch.tensor(step, device=device),
+            torch.full((), step, dtype=torch.int64, device=device),  # filled there: no copy to wait for
             seed=self.seed,
             labeled=len(self.store.labeled),
             unlabeled=max(1, len(self.store.unlabeled)),

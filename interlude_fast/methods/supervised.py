@@ -26,7 +26,6 @@ class Supervised(Method):
         self.register_buffer("class_weights", class_weight_tensor(options.class_weights, num_classes))
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
-        logits = logits.to(logits.dtype if logits.dtype.itemsize >= 4 else logits.float().dtype)
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         total = F.cross_entropy(logits, batch.labels, weight=weights)
         return Losses(total, {"loss_labeled": total.detach()})

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from interlude_fast.config import Config, dump, merge_config, read_yaml
-from interlude_fast.errors import CheckpointError
+from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.evaluate import Scores
 from interlude_fast.train.checkpoint import load_tensors, read_step, save_tensors
 from interlude_fast.train.loop import FREE_TO_CHANGE, Run, prepare, resolve, train
@@ -42,10 +42,10 @@ def default_directory(config: Config) -> Path:
     return path
 
 
-def resume_config(directory: Path, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
+def resume_config(directory: Path | None, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
     """The configuration of the run in `directory`, with what the command line asks for on top; train_run
     refuses what differs."""
-    folder = RunDirectory.open(directory)
+    folder = _to_resume(directory)
     asked = [read_yaml(file)] if file else []
     return merge_config(folder.config(), [*asked, *overrides])
 
@@ -65,7 +65,7 @@ def train_run(
     """
     began = time.perf_counter()
     if resume:
-        folder = RunDirectory.open(directory or default_directory(config))
+        folder = _to_resume(directory)
         _refuse_changes(folder.config(), resolve(config))
         step = read_step(folder.checkpoint)
         run = prepare(config)
@@ -90,6 +90,12 @@ def train_run(
     result = RunResult(folder.path, scores, time.perf_counter() - began)
     folder.write("result.json", {**{n: s.as_dict() for n, s in scores.items()}, "seconds": result.seconds})
     return result
+
+
+def _to_resume(directory: Path | None) -> RunDirectory:
+    if directory is None:
+        raise ConfigError("--resume wants the run to go on with: --run-dir DIR --resume")
+    return RunDirectory.open(directory)
 
 
 def _write_passport(folder: RunDirectory, run: Run) -> None:

@@ -21,15 +21,23 @@ FORMAT = "interlude-fast checkpoint 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside `path`, reach the disk, then take its place: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write beside `path`, reach the disk, then take its place: a reader sees the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk is full, or the folder cannot be written.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}; it is as it was before"
+        ) from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interlude_fast import ops, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OP = torch.ops.interlude_fast
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 1, 1), (1, 1, 2), (3, 7, 10), (5, 16, 3), (2, 1, 1000), (33, 2, 17)]  # B, mu, K

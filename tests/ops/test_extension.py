@@ -16,6 +16,7 @@ from torch.utils import cpp_extension
 
 from interlude_fast import ops, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OPS = ["circular_shift_fusion", "interlude_loss", "delta_consistency_loss", "sample_rows"]
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from interlude_fast import ops, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 OP = torch.ops.interlude_fast
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [
@@ -123,6 +124,13 @@ def test_any_strides(device, dtype, view):
     y = ops.circular_shift_fusion(x, 0.2)
     torch.testing.assert_close(y, reference.circular_shift_fusion(x, 0.2), rtol=1e-2, atol=1e-2)
     torch.testing.assert_close(y, ops.circular_shift_fusion(x.contiguous(), 0.2), rtol=0, atol=0)
+
+
+def test_threads_do_not_change_a_bit(device):
+    x = embeddings((301, 401), device)
+    expected = ops.circular_shift_fusion(x, 0.2)
+    torch.set_num_threads(3)
+    torch.testing.assert_close(ops.circular_shift_fusion(x, 0.2), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -17,7 +17,7 @@ from interlude_fast.errors import CheckpointError, NonFiniteLossError
 from interlude_fast.report import compare, evaluate_run, train_run
 from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train import loop
-from interlude_fast.train.checkpoint import load_tensors
+from interlude_fast.train.checkpoint import load_tensors, write_atomically
 from tests.helpers import SMALL, flags, small_config
 
 
@@ -214,3 +214,24 @@ def test_compare_trains_every_method_on_the_same_labels(tmp_path: Path, monkeypa
     for i in range(2):
         a, b = (json.loads((r[i].directory / "split.json").read_text()) for r in result.results.values())
         assert a["labeled"] == b["labeled"]
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train_run(small_config(), tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "last"
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["last"]
+
+
+def test_bf16_runs_on_the_cpu(tmp_path: Path) -> None:
+    assert (
+        train_run(small_config(train={"precision": "bf16", "steps": 3}), tmp_path / "run").scores["ema"].n == 360
+    )

@@ -66,7 +66,7 @@ SslLoss<T, A> head_problem(const at::Tensor& logits, const at::Tensor& labels, a
   SslLoss<T, A> p{};
   p.batch = labels.size(0), p.mu = int(mu), p.classes = int(logits.size(1));
   const T* in = logits.const_data_ptr<T>();
-  T* out = grad.mutable_data_ptr<T>();
+  A* out = grad.mutable_data_ptr<A>();
   p.logits = o.interdigitated ? interdigitated_rows(in, mu, p.classes) : separate_rows(in, p.batch, mu, p.classes);
   p.grad = o.interdigitated ? interdigitated_rows(out, mu, p.classes) : separate_rows(out, p.batch, mu, p.classes);
   p.labels = labels.const_data_ptr<int64_t>();
@@ -89,7 +89,7 @@ SslLoss<T, A> delta_problem(const at::Tensor& lw, const at::Tensor& ls, const at
   const int64_t k = p.classes;
   p.logits = {
       lw.const_data_ptr<T>(), uw.const_data_ptr<T>(), ls.const_data_ptr<T>(), us.const_data_ptr<T>(), k, p.mu * k};
-  p.grad = {nullptr, grad_uw.mutable_data_ptr<T>(), nullptr, grad_us.mutable_data_ptr<T>(), k, p.mu * k};
+  p.grad = {nullptr, grad_uw.mutable_data_ptr<A>(), nullptr, grad_us.mutable_data_ptr<A>(), k, p.mu * k};
   p.match = match ? match->const_data_ptr<bool>() : nullptr;
   p.per_class = match.has_value();
   p.tau = A(2), p.temperature = A(1), p.lambda_u = A(0), p.lambda_dc = A(1);
@@ -115,7 +115,7 @@ std::tuple<at::Tensor, at::Tensor> interlude_loss(const at::Tensor& logits_in, c
                             lambda_dc,
                             per_class,
                             interdigitated};
-  at::Tensor grad = at::empty_like(logits);
+  at::Tensor grad = at::empty_like(logits, arithmetic_type(logits));
   SslLossBuffers buffers;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, logits.scalar_type(), "interlude_loss", [&] {
     using A = at::opmath_type<scalar_t>;
@@ -132,7 +132,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> delta_consistency_loss(const at::
   const typename Backend::Scope scope(uw_in);
   const at::Tensor lw = lw_in.contiguous(), ls = ls_in.contiguous(), uw = uw_in.contiguous(), us = us_in.contiguous();
   const OptionalTensor match = match_in ? OptionalTensor(match_in->contiguous()) : std::nullopt;
-  at::Tensor grad_uw = at::empty_like(uw), grad_us = at::empty_like(us);
+  at::Tensor grad_uw = at::empty_like(uw, arithmetic_type(uw)), grad_us = at::empty_like(us, arithmetic_type(us));
   SslLossBuffers buffers;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, uw.scalar_type(), "delta_consistency_loss", [&] {
     using A = at::opmath_type<scalar_t>;

@@ -97,7 +97,7 @@ def interlude_loss(
 # 32-bit words are held in int64. Streams, as in philox.h:
 LABELED_ORDER, UNLABELED_DRAW, AUGMENT, SPLIT = range(4)
 _WORD = 0xFFFFFFFF
-FEISTEL_ROUNDS = 8
+FEISTEL_ROUNDS, FEWEST_BITS = 8, 6
 
 
 def _multiply(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +138,7 @@ def _mix32(word: Tensor) -> Tensor:
 
 def permute(position: Tensor, size: int, seed: int, epoch: Tensor, row: Tensor, stream: int) -> Tensor:
     """Image of each position under the permutation of {0..size-1} keyed by (seed, epoch, row, stream)."""
-    bits = max(2, (size - 1).bit_length())
+    bits = max(FEWEST_BITS, (size - 1).bit_length())
     high_bits, low_bits = bits // 2, bits - bits // 2
     keys = draw(seed, epoch, row, stream, 0, 0) + draw(seed, epoch, row, stream, 0, 1)
 

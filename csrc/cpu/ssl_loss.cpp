@@ -111,11 +111,11 @@ void backward_group(const SslLoss<T, A>& p, int64_t i, const A* prob, const A* t
   for (int r = 0; r < p.rows(); ++r) {
     if (p.delta_alone() && r % (1 + p.mu) == 0) continue;
     const A* row = prob + int64_t{r} * p.classes;
-    T* out = p.grad.row(i, r, p.mu, p.classes);
+    A* out = p.grad.row(i, r, p.mu, p.classes);
     const RowGrad<A> g = row_grad(p, i, r, total);
     A dot = 0;
     for (int k = 0; k < p.classes; ++k) dot += row[k] * delta[k];
-    for (int k = 0; k < p.classes; ++k) out[k] = static_cast<T>(grad_element(g, k, row[k], delta[k], dot));
+    for (int k = 0; k < p.classes; ++k) out[k] = grad_element(g, k, row[k], delta[k], dot);
   }
 }
 

@@ -121,7 +121,7 @@ __device__ void group_delta(const SslLoss<T, A>& p, int64_t i, A* shared) {
     A delta = probability(p, i, 1 + p.mu, k) - probability(p, i, 0, k);
     for (int j = 0; j < p.mu; ++j) {
       const A share = p.share[i * p.mu + j];
-      if (share != A(0)) delta += share * (probability(p, i, 1 + j, k) - probability(p, i, 2 + p.mu + j, k));
+      delta += share * (probability(p, i, 1 + j, k) - probability(p, i, 2 + p.mu + j, k));
     }
     p.delta[i * p.classes + k] = delta;
     squared += delta * delta;
@@ -137,13 +137,12 @@ __device__ void group_gradient(const SslLoss<T, A>& p, int64_t i, const A* total
   for (int r = threadIdx.x / kWarp; r < p.rows(); r += blockDim.x / kWarp) {
     if (p.delta_alone() && r % (1 + p.mu) == 0) continue;
     const RowGrad<A> g = row_grad(p, i, r, total);
-    T* out = p.grad.row(i, r, p.mu, p.classes);
+    A* out = p.grad.row(i, r, p.mu, p.classes);
     A dot = 0;
     if (g.delta_scale != A(0))
       for (int k = lane; k < p.classes; k += kWarp) dot += probability(p, i, r, k) * delta[k];
     dot = warp_sum(dot);
-    for (int k = lane; k < p.classes; k += kWarp)
-      out[k] = static_cast<T>(grad_element(g, k, probability(p, i, r, k), delta[k], dot));
+    for (int k = lane; k < p.classes; k += kWarp) out[k] = grad_element(g, k, probability(p, i, r, k), delta[k], dot);
   }
 }
 

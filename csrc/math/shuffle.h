@@ -1,5 +1,5 @@
 // Keyed permutations of {0, ..., n-1} that are evaluated one position at a time: a Feistel network
-// over the smallest power of two that holds n, with values outside walked back into range.
+// over the smallest power of two (at least 2^6) that holds n, with values outside walked back into range.
 // A shuffled epoch costs no memory, and position i of epoch e is known without the ones before it.
 #pragma once
 
@@ -8,6 +8,8 @@
 namespace interlude {
 
 constexpr int kFeistelRounds = 8;
+// Fewer bits mix badly: permutations of 5 or 8 items would be visibly uneven.
+constexpr uint32_t kFewestBits = 6;
 
 struct Permutation {
   uint32_t size;
@@ -26,7 +28,7 @@ IF_HD uint32_t mix32(uint32_t h) {
 
 // size: 1 <= size <= 2^31. Distinct (seed, epoch, row, stream) give independent permutations.
 IF_HD Permutation make_permutation(uint32_t size, uint64_t seed, uint64_t epoch, uint32_t row, Stream stream) {
-  uint32_t bits = 2;
+  uint32_t bits = kFewestBits;
   while ((uint64_t{1} << bits) < size) ++bits;
   const Philox4 a = draw(seed, epoch, row, stream, 0, 0);
   const Philox4 b = draw(seed, epoch, row, stream, 0, 1);

@@ -17,7 +17,7 @@ enum Part { kTotal, kLabeled, kUnlabeled, kDelta, kMaskRate, kParts };
 template <typename T, typename A>
 struct SslLoss {
   Roles<const T*> logits;
-  Roles<T*> grad;              // labeled pointers null: delta term alone
+  Roles<A*> grad;              // in A, so that a loss scale comes before any rounding; labeled null: delta alone
   const int64_t* labels;       // [B]; null: delta term alone
   const bool* match;           // [B, mu] or null; given matches (delta term alone)
   const A* class_weights;      // [K] or null

@@ -35,6 +35,14 @@ def per_class(x: Tensor | None, name: str, logits: Tensor) -> None:
     same_device(x, name, logits, "logits")
 
 
+def label_values(labels: Tensor, classes: int) -> None:
+    """In front of the torch reference, which would skip a label of -100. On a GPU looking would wait for it."""
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    for i in ((labels < 0) | (labels >= classes)).nonzero().flatten()[:1].tolist():
+        raise IndexError(f"labels[{i}] = {int(labels[i])} is outside [0, {classes})")
+
+
 def positive(value: float, name: str) -> None:
     if not value > 0:
         raise ValueError(f"{name} must be > 0, got {value}")

@@ -74,6 +74,7 @@ def interlude_loss(
     tau = 0.0 if isinstance(thresholds, Tensor) else thresholds
     flags = delta == "per_class", layout == "interdigitated", class_weights, pseudo_label_bias
     if not compiled_for(logits):
+        checks.label_values(labels, logits.shape[1])
         return InterludeLoss(
             *reference.interlude_loss(
                 logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
@@ -168,16 +169,18 @@ def _first_order_only(name: str) -> None:
 
 
 def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[0].dtype
     ctx.save_for_backward(output[1])
 
 
 def _head_backward(ctx: Any, grad_parts: Tensor, _: Tensor) -> tuple:
     _first_order_only("interlude_loss")
     (grad_logits,) = ctx.saved_tensors
-    return ((grad_logits * grad_parts[0]).to(grad_logits.dtype), *[None] * 11)
+    return ((grad_logits * grad_parts[0]).to(ctx.dtype), *[None] * 11)
 
 
 def _delta_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.dtype = inputs[2].dtype
     ctx.save_for_backward(*output[1:])
 
 
@@ -185,31 +188,29 @@ def _delta_backward(ctx: Any, grad_parts: Tensor, *_: Tensor) -> tuple:
     _first_order_only("delta_consistency_loss")
     weak, strong = ctx.saved_tensors
     scale = grad_parts[0]
-    return None, None, (weak * scale).to(weak.dtype), (strong * scale).to(strong.dtype), None
+    return None, None, (weak * scale).to(ctx.dtype), (strong * scale).to(ctx.dtype), None
 
 
-def _parts(like: Tensor) -> Tensor:
-    return like.new_empty(5, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+def _arithmetic(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32
+
+
+def _fake_outputs(*logits: Tensor) -> tuple[Tensor, ...]:
+    """Parts, and a gradient in arithmetic dtype of each of the logits: a loss scale comes before any rounding."""
+    dtype = _arithmetic(logits[0])
+    gradients = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in logits)
+    return logits[0].new_empty(5, dtype=dtype), *gradients
 
 
 if status().loaded:
 
     @torch.library.register_fake("interlude_fast::interlude_loss")
-    def _head_fake(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        return _parts(logits), torch.empty_like(logits, memory_format=torch.contiguous_format)
+    def _head_fake(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
+        return _fake_outputs(logits)
 
     @torch.library.register_fake("interlude_fast::delta_consistency_loss")
-    def _delta_fake(
-        labeled_weak: Tensor,
-        labeled_strong: Tensor,
-        unlabeled_weak: Tensor,
-        unlabeled_strong: Tensor,
-        match: Any,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        weak, strong = (
-            torch.empty_like(u, memory_format=torch.contiguous_format) for u in (unlabeled_weak, unlabeled_strong)
-        )
-        return _parts(unlabeled_weak), weak, strong
+    def _delta_fake(weak: Tensor, strong: Tensor, *unlabeled: Any) -> tuple[Tensor, ...]:
+        return _fake_outputs(*unlabeled[:2])
 
     torch.library.register_autograd("interlude_fast::interlude_loss", _head_backward, setup_context=_head_context)
     torch.library.register_autograd(

@@ -18,8 +18,8 @@ def sample_rows(
     """The items of one step, as a pure function of (seed, step); equal on every device and in the reference.
 
     Args:
-        step: one int64 value, 0-based, on the device where the items are wanted.
-        seed: any integer of 64 bits.
+        step: one int64 value on the device where the items are wanted, 0 <= step < 2^63 / batch.
+        seed: any int64.
         labeled: size of the labeled set, 1 to 2^31. It is walked through in one keyed permutation after
             another, cut to the batch.
         unlabeled: size of the unlabeled set, mu to 2^31. Beside each labeled row stand mu distinct items.

@@ -162,6 +162,7 @@ def test_second_derivative_is_refused(device):
         torch.autograd.grad(total, logits, create_graph=True)
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", [(5, 3, 7), (64, 7, 10)], ids=str)
 def test_neither_strides_nor_threads_change_a_bit(device, size):
     logits, labels, mu, o = example(device, size, case=ALL)

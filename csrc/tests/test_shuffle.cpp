@@ -54,7 +54,7 @@ double excess(const std::vector<int>& counts) {
 }
 
 void uniformity() {
-  for (uint32_t size : {33u, 40u, 97u}) {
+  for (uint32_t size : {5u, 8u, 12u, 33u, 40u, 97u}) {
     std::vector<int> first(size), pairs(size * size), off_diagonal;
     for (uint64_t epoch = 0; epoch < 20000; ++epoch) {
       const Items items = image(make_permutation(size, 11, epoch, 0, Stream::kUnlabeledDraw), 2);

@@ -30,6 +30,10 @@ class ExtensionStatus:
         return self.loaded and (device.type == "cpu" or (device.type == "cuda" and self.cuda_version is not None))
 
 
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
 def _load() -> ExtensionStatus:
     if os.environ.get("INTERLUDE_FAST_EXTENSION") == "0":
         return ExtensionStatus(False, "switched off by INTERLUDE_FAST_EXTENSION=0")
@@ -39,6 +43,8 @@ def _load() -> ExtensionStatus:
         return ExtensionStatus(False, "not built")
     except ImportError as error:  # built against another torch: undefined symbols
         return ExtensionStatus(False, f"built against another torch than {torch.__version__} ({error})")
+    if _minor(_C.torch_version) != _minor(torch.__version__):  # it may load and still misread tensors
+        return ExtensionStatus(False, f"built against torch {_C.torch_version}, but {torch.__version__} runs")
     return ExtensionStatus(True, "", _C.torch_version, _C.compiler, _C.cuda_version, _C.cuda_archs)
 
 

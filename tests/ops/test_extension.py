@@ -146,3 +146,14 @@ def test_inductor_takes_all_ops_in_one_graph(device):
 
     compiled = torch.compile(step, fullgraph=True)
     torch.testing.assert_close(value_and_gradient(compiled), value_and_gradient(step))
+
+
+@pytest.mark.skipif(not ops.status().loaded, reason=f"no compiled extension: {ops.status().why_not}")
+def test_a_build_for_another_torch_is_not_used(monkeypatch: pytest.MonkeyPatch):
+    from interlude_fast import _C
+    from interlude_fast.ops import extension
+
+    monkeypatch.setattr(_C, "torch_version", "2.9.1")
+    status = extension._load()
+    assert not status.loaded
+    assert status.why_not == f"built against torch 2.9.1, but {torch.__version__} runs"

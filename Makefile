@@ -7,12 +7,12 @@ VENV ?= .venv
 TORCH ?= torch>=2.11 torchvision
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := setup.py $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
-FORMATTED := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
 
 .PHONY: setup demo test cpptest lint format clean
 
 setup: $(VENV)/.extension
+	@$(BIN)/interlude-fast doctor
 
 # Torch first, then our build against that torch: an isolated build would fetch a second one.
 $(VENV)/.packages: pyproject.toml
@@ -20,39 +20,39 @@ $(VENV)/.packages: pyproject.toml
 	"interlude-fast wants Python 3.10 to 3.13, found %d.%d; choose one: make PYTHON=python3.12 ..." % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	{ echo "no virtual environment: $(PYTHON) lacks venv (Debian: apt install python3-venv)" >&2; exit 1; }
-	$(PIP) install -q "setuptools>=77" ninja pybind11 $(foreach package,$(TORCH),"$(package)")
-	INTERLUDE_FAST_EXTENSION=0 $(PIP) install -q --no-build-isolation -e ".[dev]"
+	@echo "installing torch and dependencies into $(VENV)"
+	@$(PIP) install -q "setuptools>=77" ninja pybind11 $(foreach package,$(TORCH),"$(package)")
+	@INTERLUDE_FAST_EXTENSION=0 $(PIP) install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
-$(VENV)/.extension: $(VENV)/.packages $(SOURCES)
-	$(PIP) install -q --no-deps --no-build-isolation -v -e . > $(VENV)/build.log 2>&1 || \
+$(VENV)/.extension: $(VENV)/.packages setup.py $(CSRC)
+	@echo "building the extension (log: $(VENV)/build.log)"
+	@$(PIP) install -q --no-deps --no-build-isolation -v -e . > $(VENV)/build.log 2>&1 || \
 	{ grep -nE 'error|Error' $(VENV)/build.log | head -20; echo "the whole log: $(VENV)/build.log" >&2; exit 1; }
 	@grep '^ *interlude-fast:' $(VENV)/build.log | sort -u || true
 	@touch $@
 
 demo: setup
-	@$(BIN)/interlude-fast doctor
 	$(BIN)/interlude-fast compare --dataset digits --labels 40 --methods interlude,supervised
 
 test: setup cpptest
-	@$(BIN)/interlude-fast doctor
 	$(BIN)/python -m pytest
 
-cpptest: setup
+cpptest: $(VENV)/.extension
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING
 	@$(BIN)/cmake --build build/cmake
 	@$(BIN)/ctest --test-dir build/cmake --output-on-failure
 
-lint: setup
+lint: $(VENV)/.extension
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+	$(BIN)/clang-format --dry-run --Werror $(CSRC)
 	$(BIN)/mypy
 
-format: setup
+format: $(VENV)/.extension
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(FORMATTED)
+	$(BIN)/clang-format -i $(CSRC)
 
 clean:
 	rm -rf build *.egg-info $(VENV)/.extension interlude_fast/_C*.so

@@ -69,6 +69,7 @@ def cuda_build(torch) -> tuple[Path, str] | None:
     """(toolkit, architectures) when CUDA kernels are to be built."""
     wish = cuda_wish()
     if wish == "0":
+        say("no CUDA kernels: INTERLUDE_FAST_CUDA=0")
         return None
     home = find_cuda_home()
     if home is None or torch.version.cuda is None:

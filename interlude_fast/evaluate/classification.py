@@ -44,6 +44,8 @@ def evaluate(model: nn.Module, images: Tensor, labels: Tensor, normalize: Normal
 
     logits = predict_logits(model, images, normalize, batch).float()
     classes = logits.shape[1]
-    accuracy = float(multiclass_accuracy(logits, labels, classes, average="micro"))
+    correct = round(float(multiclass_accuracy(logits, labels, classes, average="micro")) * len(labels))
     balanced = float(multiclass_accuracy(logits, labels, classes, average="macro"))
-    return Scores(error=1 - accuracy, accuracy=accuracy, balanced_accuracy=balanced, n=len(labels))
+    return Scores(
+        error=1 - correct / len(labels), accuracy=correct / len(labels), balanced_accuracy=balanced, n=len(labels)
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -39,6 +41,7 @@ class Comparison:
             for method, results in self.results.items()
         }
         return {
+            "command": " ".join(["interlude-fast", *sys.argv[1:]]),
             "dataset": self.dataset,
             "labels": self.labels,
             "seeds": self.seeds,
@@ -94,7 +97,5 @@ def compare(
             results[method].append(train_run(config, console=console))
     comparison = Comparison(config.data.dataset, config.data.labels, seeds, results)
     if out:
-        import json
-
         write_atomically(out, (json.dumps(comparison.as_dict(), indent=2) + "\n").encode())
     return comparison

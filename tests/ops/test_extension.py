@@ -63,7 +63,9 @@ def test_a_build_has_every_kernel_of_its_devices():
 
 @pytest.mark.skipif(not ops.status().loaded, reason=f"no compiled extension: {ops.status().why_not}")
 @pytest.mark.skipif(not nvcc_found() or torch.version.cuda is None, reason="no nvcc, or torch without CUDA")
-@pytest.mark.skipif(os.environ.get("INTERLUDE_FAST_CUDA") != "1", reason="no CUDA kernels asked for: INTERLUDE_FAST_CUDA=1")
+@pytest.mark.skipif(
+    os.environ.get("INTERLUDE_FAST_CUDA") != "1", reason="no CUDA kernels asked for: INTERLUDE_FAST_CUDA=1"
+)
 def test_the_build_has_cuda_where_it_can():
     assert ops.status().cuda_version is not None
     assert ops.status().cuda_archs

@@ -55,6 +55,33 @@ inline void check_sample_rows(const at::Tensor& step, int64_t labeled, int64_t u
   TORCH_CHECK_VALUE(unlabeled >= mu && unlabeled <= kMost, "unlabeled must lie in [mu, 2^31], got ", unlabeled);
 }
 
+inline void check_augment(const at::Tensor& store, const at::Tensor& items, const at::Tensor& rows,
+                          const at::Tensor& views, const at::Tensor& step, int64_t pad, int64_t ops, int64_t square,
+                          const at::Tensor& affine, const at::Tensor& values, const at::Tensor& table) {
+  TORCH_CHECK_TYPE(store.scalar_type() == at::kByte, "store must be uint8, got ", store.scalar_type());
+  TORCH_CHECK_VALUE(store.dim() == 4 && store.size(1) == store.size(2) && store.size(1) <= 4096 &&
+                        (store.size(3) == 1 || store.size(3) == 3),
+                    "store must be [S, side, side, 1 or 3], got ", store.sizes());
+  const int64_t side = store.size(1);
+  TORCH_CHECK_VALUE(pad >= 0 && pad < side, "pad must lie in [0, side), got ", pad);
+  TORCH_CHECK_VALUE(square >= 0 && square <= side, "square must lie in [0, side], got ", square);
+  TORCH_CHECK_VALUE(ops >= 0 && ops <= 16, "ops must lie in [0, 16], got ", ops);
+  TORCH_CHECK_VALUE(values.dim() == 2 && values.size(0) == 14 && values.size(1) >= 1 && values.size(1) < 32768,
+                    "values must be [14, levels], got ", values.sizes());
+  check_shape(affine, "affine", {14, values.size(1), 2, 6});
+  check_shape(table, "table", {store.size(3), 256});
+  for (const auto* t : {&items, &rows, &views}) check_shape(*t, "items, rows and views", {items.numel()});
+  TORCH_CHECK_VALUE(step.numel() == 1, "step must be one value");
+  for (const auto* t : {&items, &rows, &views, &step, &affine})
+    TORCH_CHECK_TYPE(t->scalar_type() == at::kLong, "items, rows, views, step and affine must be int64");
+  TORCH_CHECK_TYPE(values.scalar_type() == at::kFloat, "values must be float32");
+  for (const auto* t : {&items, &rows, &views, &step, &affine, &values, &table}) {
+    check_same_device(*t, "an argument", store, "store");
+    TORCH_CHECK_VALUE(t->is_contiguous(), "all arguments must be contiguous");
+  }
+  TORCH_CHECK_VALUE(store.is_contiguous(), "store must be contiguous");
+}
+
 inline void check_interlude_loss(const at::Tensor& logits, const at::Tensor& labels, int64_t mu,
                                  const std::optional<at::Tensor>& thresholds,
                                  const std::optional<at::Tensor>& class_weights,

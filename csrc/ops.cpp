@@ -11,6 +11,9 @@ TORCH_LIBRARY(interlude_fast, m) {
       "sample_rows(Tensor step, int seed, int labeled, int unlabeled, int batch, int mu) -> "
       "(Tensor labeled_items, Tensor unlabeled_items)");
   m.def(
+      "augment_views(Tensor store, Tensor items, Tensor rows, Tensor views, Tensor step, int seed, bool flip, "
+      "int pad, int ops, int square, Tensor affine, Tensor values, Tensor table) -> Tensor");
+  m.def(
       "interlude_loss(Tensor logits, Tensor labels, int mu, float tau, Tensor? thresholds, float lambda_u, "
       "float lambda_dc, float temperature, bool per_class, bool interdigitated, Tensor? class_weights, "
       "Tensor? pseudo_label_bias) -> (Tensor parts, Tensor grad_logits)");

@@ -14,8 +14,9 @@ namespace interlude {
 // Makes `like`'s device current for the scope and names the stream that torch is using on it.
 struct LaunchScope {
   explicit LaunchScope(const at::Tensor& like)
-      : guard(like.device()), stream(c10::cuda::getCurrentCUDAStream(like.device().index())) {}
+      : guard(like.device()), device(like.device()), stream(c10::cuda::getCurrentCUDAStream(device.index())) {}
   c10::cuda::CUDAGuard guard;
+  c10::Device device;
   cudaStream_t stream;
 };
 

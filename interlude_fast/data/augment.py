@@ -1,39 +1,13 @@
-"""Weak and strong views in plain torch (interlude.md section 1): drawn from counters, computed on uint8 with
-Pillow's integer arithmetic, a batch at a time.
-
-weak: flip, then a crop of the original size after reflect padding. strong: its own flip and crop, RandAugment,
-a grey square. Tensors of images are uint8 [N, C, H, W] inside this file.
-"""
+"""What weak and strong views are (interlude.md section 1), prepared for the fused op once per run."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from interlude_fast import reference
-
-OPS = (
-    *("AutoContrast", "Brightness", "Color", "Contrast", "Equalize", "Identity", "Posterize"),
-    *("Rotate", "Sharpness", "ShearX", "ShearY", "Solarize", "TranslateX", "TranslateY"),
-)
-IDENTITY = OPS.index("Identity")
-GEOMETRIC = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")
-# The value of level v = 1..9 is v * max / 10 + bias.
-MAX_BIAS = {
-    **dict.fromkeys(("Brightness", "Color", "Contrast", "Sharpness"), (0.9, 0.05)),
-    **dict.fromkeys(("ShearX", "ShearY", "TranslateX", "TranslateY"), (0.3, 0.0)),
-    "Posterize": (4, 4),
-    "Rotate": (30, 0),
-    "Solarize": (256, 0),
-}
-LEVELS = 10  # 1..9 are drawn
-GREY = 127
-FIXED = 1 << 16  # Pillow's nearest-neighbour affine map is 16.16 fixed point
+from interlude_fast.ops import augment_views, randaugment_tables
 
 
 @dataclass(frozen=True)
@@ -48,256 +22,42 @@ class Policy:
     paired: bool = False
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The parameters of N views: flip bool [N]; top, left int64 [N] (crop offsets, 0..2*pad); op, level int64
-    and mirrored bool [N, n]; box int64 [N, 4] = x0, y0, x1, y1 of the square, bounds included."""
-
-    pad: int
-    flip: Tensor
-    top: Tensor
-    left: Tensor
-    op: Tensor
-    level: Tensor
-    mirrored: Tensor
-    box: Tensor
+def normalization_table(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """[C, 256]: (value / 255 - mean) / std of every channel and pixel value, computed in float32."""
+    value = torch.arange(256, dtype=torch.float32, device=device) / 255
+    centre, scale = (torch.tensor(t, device=device)[:, None] for t in (mean, std))
+    return ((value - centre) / scale).to(dtype)
 
 
-def _below(word: Tensor, count: int) -> Tensor:
-    """A 32-bit word -> an integer uniform in 0..count-1."""
-    return (word * count) >> 32
+class ViewMaker:
+    """Makes the views of a batch's rows from a uint8 store.
 
-
-def draw_views(policy: Policy, side: int, seed: int, step: int, row: Tensor, view: Tensor) -> Drawn:
-    """Parameters of the views `view` (0 weak, 1 strong; int64 [N]) of rows `row` (int64 [N]) in `step`.
-
-    Philox draws of (seed, step, row, view): index 0 flip and crop, 1..n the operations, n + 1 the square.
+    Args:
+        side: of the square images. table: [C, 256], see normalization_table; its dtype is the views'.
     """
-    n, pad, square = policy.n, int(side * policy.crop), int(side * policy.cutout)
-    index = torch.arange(n + 2, device=row.device)
-    use = (view[:, None] << 16) | index  # view and index of reference.draw, one a row and column
-    at = torch.full((), step, dtype=torch.int64, device=row.device)
-    x, y, z, _ = reference.draw(seed, at, row[:, None].expand_as(use), reference.AUGMENT, 0, use)
-    strong = view == 1
-    ops = slice(1, n + 1)
-    applied = strong[:, None] & (z[:, ops] >> 31 == 1)
-    # The centre is a real number in [0, side), in units of 2^-32 pixels.
-    centre = torch.stack([x[:, n + 1], y[:, n + 1]], 1) * side
-    low = (centre - (square << 31)).clamp(min=0) >> 32
-    high = (low + square).clamp(max=side)
-    box = torch.cat([low, torch.where(strong[:, None], high, low - 1)], 1)
-    return Drawn(
-        pad=pad,
-        flip=(x[:, 0] >> 31 == 1) & policy.flip,
-        top=_below(y[:, 0], 2 * pad + 1),
-        left=_below(z[:, 0], 2 * pad + 1),
-        op=torch.where(applied, _below(x[:, ops], len(OPS)), IDENTITY),
-        level=1 + _below(y[:, ops], policy.m - 1),
-        mirrored=(z[:, ops] >> 30) & 1 == 1,
-        box=box,
-    )
 
+    def __init__(self, policy: Policy, side: int, seed: int, table: Tensor) -> None:
+        self.seed, self.table, self.flip, self.n = seed, table, policy.flip, policy.n
+        self.pad, self.square = int(side * policy.crop), int(side * policy.cutout)
+        magnitudes = tuple(float(v) for v in range(1, policy.m))
+        self.affine, self.values = randaugment_tables(side, magnitudes, table.device)
 
-def augment(images: Tensor, drawn: Drawn) -> Tensor:
-    """uint8 [N, H, W, C] -> the drawn views, uint8 [N, H, W, C]."""
-    x = _flip_and_crop(images.permute(0, 3, 1, 2), drawn)
-    for i in range(drawn.op.shape[1]):
-        x = _apply_ops(x, drawn.op[:, i], drawn.level[:, i], drawn.mirrored[:, i])
-    x = _cutout(x, drawn.box)
-    return x.permute(0, 2, 3, 1)
-
-
-def normalize(images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 [N, H, W, C] -> (x / 255 - mean) / std as [N, C, H, W], channels-last in memory."""
-    scaled = (images.to(torch.float32) / 255 - mean) / std
-    return scaled.to(dtype).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-
-
-def _flip_and_crop(x: Tensor, d: Drawn) -> Tensor:
-    """Flip, reflect-pad, crop: one gather."""
-    n, _, height, width = x.shape
-    row = _reflect(torch.arange(height, device=x.device) + d.top[:, None] - d.pad, height)
-    column = _reflect(torch.arange(width, device=x.device) + d.left[:, None] - d.pad, width)
-    column = torch.where(d.flip[:, None], width - 1 - column, column)
-    item = torch.arange(n, device=x.device)[:, None, None]
-    return x.permute(0, 2, 3, 1)[item, row[:, :, None], column[:, None, :]].permute(0, 3, 1, 2).contiguous()
-
-
-def _reflect(i: Tensor, size: int) -> Tensor:
-    i = i.abs()
-    return torch.where(i >= size, 2 * (size - 1) - i, i)
-
-
-def _cutout(x: Tensor, box: Tensor) -> Tensor:
-    x0, y0, x1, y1 = box.T[:, :, None]
-    column, row = (torch.arange(s, device=x.device) for s in (x.shape[3], x.shape[2]))
-    inside = ((row >= y0) & (row <= y1))[:, :, None] & ((column >= x0) & (column <= x1))[:, None, :]
-    return x.masked_fill(inside[:, None], GREY)
-
-
-def _apply_ops(x: Tensor, op: Tensor, level: Tensor, mirrored: Tensor) -> Tensor:
-    """One RandAugment operation per image, images grouped by operation."""
-    x = x.clone()
-    geometric = torch.tensor([name in GEOMETRIC for name in OPS], device=op.device)[op]
-    chosen = geometric.nonzero().flatten()
-    if len(chosen):
-        table = _affine_table(x.shape[2], x.shape[3]).to(op.device)
-        x[chosen] = affine(x[chosen], table[op[chosen], level[chosen], mirrored[chosen].long()])
-    for k, function in POINTWISE.items():
-        chosen = (op == k).nonzero().flatten()
-        if len(chosen):
-            x[chosen] = function(x[chosen], level[chosen])
-    return x
-
-
-# ---- Geometric operations ----------------------------------------------------------------------------
-
-
-def affine(x: Tensor, fixed: Tensor) -> Tensor:
-    """Nearest neighbour with fill 0; output (x, y) reads (a x + b y + c, d x + e y + f) >> 16, as Pillow."""
-    n, channels, height, width = x.shape
-    a, b, c, d, e, f = (v[:, None, None] for v in fixed.T)
-    row, column = torch.arange(height, device=x.device)[:, None], torch.arange(width, device=x.device)
-    source_x, source_y = (a * column + b * row + c) >> 16, (d * column + e * row + f) >> 16
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    source = (source_y.clamp(0, height - 1) * width + source_x.clamp(0, width - 1)).reshape(n, 1, -1)
-    out = x.reshape(n, channels, -1).gather(2, source.expand(-1, channels, -1)).reshape(x.shape)
-    return out.masked_fill(~inside[:, None], 0)
-
-
-@lru_cache(maxsize=16)
-def _affine_table(height: int, width: int) -> Tensor:
-    """Fixed-point maps [op, level, mirrored, 6]."""
-    table = torch.zeros(len(OPS), LEVELS, 2, 6, dtype=torch.int64)
-    for name in GEOMETRIC:
-        for level in range(LEVELS):
-            for mirrored in (0, 1):
-                matrix = _matrix(name, level, -1 if mirrored else 1, height, width)
-                table[OPS.index(name), level, mirrored] = torch.tensor(_to_fixed(matrix))
-    return table
-
-
-def _matrix(name: str, level: int, sign: int, height: int, width: int) -> list[float]:
-    """Output to input map a..f of one geometric operation, in double as Pillow makes it."""
-    most, bias = MAX_BIAS[name]
-    value = sign * (level * most / 10 + bias)
-    if name == "Rotate":
-        return _rotation(int(value), height, width)
-    matrices: dict[str, list[float]] = {
-        "ShearX": [1, value, 0, 0, 1, 0],
-        "ShearY": [1, 0, 0, value, 1, 0],
-        "TranslateX": [1, 0, int(value * width), 0, 1, 0],
-        "TranslateY": [1, 0, 0, 0, 1, int(value * height)],
-    }
-    return matrices[name]
-
-
-def _rotation(degrees: int, height: int, width: int) -> list[float]:
-    """About the image's centre; Pillow rounds the coefficients to 15 digits."""
-    angle = -math.radians(degrees % 360)
-    a, b = round(math.cos(angle), 15), round(math.sin(angle), 15)
-    d, e = round(-math.sin(angle), 15), round(math.cos(angle), 15)
-    x, y = width / 2, height / 2
-    return [a, b, a * -x + b * -y + x, d, e, d * -x + e * -y + y]
-
-
-def _to_fixed(m: list[float]) -> list[int]:
-    """16.16 coefficients; the offsets point at pixel centres."""
-    a, b, c, d, e, f = m
-    return [math.floor(v * FIXED + 0.5) for v in (a, b, c + a * 0.5 + b * 0.5, d, e, f + d * 0.5 + e * 0.5)]
-
-
-# ---- Operations on pixel values ----------------------------------------------------------------------
-
-
-def _values(name: str, whole: bool = False) -> list[float]:
-    most, bias = MAX_BIAS[name]
-    return [(int(v * most / 10) if whole else v * most / 10) + bias for v in range(LEVELS)]
-
-
-def _blend(degenerate: Tensor, x: Tensor, name: str, level: Tensor) -> Tensor:
-    """degenerate + factor * (x - degenerate) in float32, cut to an integer (Image.blend, factors in [0, 1])."""
-    factor = torch.tensor(_values(name), dtype=torch.float32, device=x.device)[level][:, None, None, None]
-    base = degenerate.to(torch.float32)
-    return (base + factor * (x.to(torch.float32) - base)).to(torch.uint8)
-
-
-def _grey(x: Tensor) -> Tensor:
-    """Pillow's luma of RGB, [N, 1, H, W]; a grey image is its own."""
-    if x.shape[1] == 1:
-        return x
-    r, g, b = x.to(torch.int32).split(1, 1)
-    return ((r * 19595 + g * 38470 + b * 7471 + 0x8000) >> 16).to(torch.uint8)
-
-
-def _brightness(x: Tensor, level: Tensor) -> Tensor:
-    return _blend(torch.zeros_like(x), x, "Brightness", level)
-
-
-def _color(x: Tensor, level: Tensor) -> Tensor:
-    return _blend(_grey(x).expand_as(x), x, "Color", level)
-
-
-def _contrast(x: Tensor, level: Tensor) -> Tensor:
-    grey = _grey(x)
-    mean = grey.to(torch.int64).sum((1, 2, 3)).to(torch.float64) / (x.shape[2] * x.shape[3])
-    return _blend((mean + 0.5).to(torch.uint8)[:, None, None, None].expand_as(x), x, "Contrast", level)
-
-
-def _sharpness(x: Tensor, level: Tensor) -> Tensor:
-    """Pillow's SMOOTH kernel (5 in the middle, 1 around, over 13) inside, the border as it is."""
-    smooth = x.clone()
-    if min(x.shape[2:]) >= 3:
-        wide = x.to(torch.int32)
-        rows = wide[:, :, :-2] + wide[:, :, 1:-1] + wide[:, :, 2:]
-        total = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * wide[:, :, 1:-1, 1:-1]
-        smooth[:, :, 1:-1, 1:-1] = ((2 * total + 13) // 26).to(torch.uint8)
-    return _blend(smooth, x, "Sharpness", level)
-
-
-def _posterize(x: Tensor, level: Tensor) -> Tensor:
-    bits = torch.tensor(_values("Posterize", whole=True), dtype=torch.int64, device=x.device)[level]
-    mask = (256 - (1 << (8 - bits))).to(torch.uint8)
-    return x & mask[:, None, None, None]
-
-
-def _solarize(x: Tensor, level: Tensor) -> Tensor:
-    threshold = 256 - torch.tensor(_values("Solarize", whole=True), dtype=torch.int64, device=x.device)[level]
-    return torch.where(x.to(torch.int64) < threshold[:, None, None, None], x, 255 - x)
-
-
-def _look_up(x: Tensor, table: Tensor) -> Tensor:
-    """table [N, C, 256] of every channel's values."""
-    return table.gather(2, x.flatten(2).to(torch.int64)).to(torch.uint8).reshape(x.shape)
-
-
-def _autocontrast(x: Tensor, level: Tensor) -> Tensor:
-    flat = x.flatten(2).to(torch.float64)
-    low, high = flat.amin(2, keepdim=True), flat.amax(2, keepdim=True)
-    scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)  # 255 / x would take a reciprocal
-    values = torch.arange(256, dtype=torch.float64, device=x.device)
-    table = (values * scale + -low * scale).clamp(0, 255).to(torch.int64)
-    return _look_up(x, torch.where(high > low, table, values.to(torch.int64)))
-
-
-def _equalize(x: Tensor, level: Tensor) -> Tensor:
-    flat = x.flatten(2).to(torch.int64)
-    histogram = torch.zeros(*flat.shape[:2], 256, dtype=torch.int64, device=x.device)
-    histogram.scatter_add_(2, flat, torch.ones_like(flat))
-    last = histogram.gather(2, flat.amax(2, keepdim=True))
-    step = (flat.shape[2] - last) // 255
-    before = histogram.cumsum(2) - histogram
-    table = ((step // 2 + before) // step.clamp(min=1)).clamp(max=255)
-    return _look_up(x, torch.where(step > 0, table, torch.arange(256, device=x.device)))
-
-
-POINTWISE: dict[int, Callable[[Tensor, Tensor], Tensor]] = {
-    OPS.index("AutoContrast"): _autocontrast,
-    OPS.index("Brightness"): _brightness,
-    OPS.index("Color"): _color,
-    OPS.index("Contrast"): _contrast,
-    OPS.index("Equalize"): _equalize,
-    OPS.index("Posterize"): _posterize,
-    OPS.index("Sharpness"): _sharpness,
-    OPS.index("Solarize"): _solarize,
-}
+    def __call__(self, store: Tensor, items: Tensor, rows: Tensor, views: Tensor, step: Tensor) -> Tensor:
+        """Views [N, C, H, W] of store[items]; rows key the draws, views are 0 (weak) or 1 (strong)."""
+        return augment_views(
+            store,
+            items,
+            rows,
+            views,
+            step,
+            seed=self.seed,
+            flip=self.flip,
+            pad=self.pad,
+            ops=self.n,
+            square=self.square,
+            affine=self.affine,
+            values=self.values,
+            table=self.table,
+        )

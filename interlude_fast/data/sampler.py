@@ -35,10 +35,10 @@ class Sampler:
             raise DataError(f"mu = {order.mu}, but there are only {len(store.unlabeled)} unlabeled images")
         self.store, self.order, self.seed = store, order, seed
 
-    def sample(self, step: int) -> Sample:
-        device = self.store.labeled.device
+    def sample(self, step: Tensor) -> Sample:
+        """step: one int64 value on the store's device."""
         labeled, unlabeled = sample_rows(
-            torch.full((), step, dtype=torch.int64, device=device),  # filled there: no copy to wait for
+            step,
             seed=self.seed,
             labeled=len(self.store.labeled),
             unlabeled=max(1, len(self.store.unlabeled)),

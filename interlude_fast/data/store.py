@@ -43,7 +43,7 @@ def build_store(
         keep[labeled] = False
         unlabeled = unlabeled[keep]
     return Store(
-        images=torch.from_numpy(source.images).to(device),
+        images=torch.from_numpy(source.images).contiguous().to(device),
         labeled=labeled.to(device),
         labels=all_labels[labeled].to(device),
         unlabeled=unlabeled.to(device),

@@ -7,6 +7,7 @@ whose arithmetic stands in csrc/math/. Without the compiled extension the faces 
 
 from __future__ import annotations
 
+from .augment import augment_views, randaugment_tables
 from .extension import ExtensionStatus, status, use_reference
 from .fusion import circular_shift_fusion
 from .losses import InterludeLoss, delta_consistency_loss, interlude_loss
@@ -15,9 +16,11 @@ from .sampling import sample_rows
 __all__ = [
     "ExtensionStatus",
     "InterludeLoss",
+    "augment_views",
     "circular_shift_fusion",
     "delta_consistency_loss",
     "interlude_loss",
+    "randaugment_tables",
     "sample_rows",
     "status",
     "use_reference",

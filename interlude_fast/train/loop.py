@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interlude_fast.config import Config, Named, Precision
-from interlude_fast.data.augment import Policy, normalize
+from interlude_fast.data.augment import Policy, normalization_table
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.pipelines import Pipeline, ResidentPipeline
 from interlude_fast.data.sources import Source, load_source
@@ -24,6 +24,7 @@ from interlude_fast.methods import Losses, build_method
 from interlude_fast.methods import resolve_options as resolve_method_options
 from interlude_fast.models import EmbeddingFusion, build_model
 from interlude_fast.models import resolve_options as resolve_model_options
+from interlude_fast.reference.augment import look_up_values
 
 from .checkpoint import load_checkpoint, save_checkpoint
 from .state import TrainState
@@ -70,8 +71,8 @@ class Run:
 
     def evaluate(self) -> dict[str, Scores]:
         """Scores of the raw and the EMA network on the test set."""
-        mean, std = (torch.tensor(v, device=self.device) for v in (self.source.mean, self.source.std))
-        to_network = partial(normalize, mean=mean, std=std, dtype=torch.float32)
+        table = normalization_table(self.source.mean, self.source.std, torch.float32, self.device)
+        to_network = partial(look_up_values, table=table)
         images = torch.from_numpy(self.source.test_images).to(self.device)
         labels = torch.from_numpy(self.source.test_labels).to(self.device)
         batch = self.config.train.eval_batch

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
 
-from interlude_fast.data.augment import LEVELS, MAX_BIAS, OPS, Drawn, Policy, _apply_ops, augment, draw_views
+from interlude_fast.data.augment import Policy
+from interlude_fast.ops import randaugment_tables
+from interlude_fast.reference.augment import MAX_BIAS, OPS, Drawn, apply_ops, augment, draw_views
+
+MAGNITUDES = tuple(range(1, 10))
+CPU = torch.device("cpu")
 
 
 def pillow_op(name: str, image: Image.Image, level: int, mirrored: bool) -> Image.Image:
@@ -57,15 +63,15 @@ def to_pillow(image: np.ndarray) -> Image.Image:
 def test_operations_equal_pillow_at_every_level(name: str, side: int, channels: int) -> None:
     images = sample_images(side, channels)
     x = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for level in range(1, LEVELS):
+    tables = randaugment_tables(side, MAGNITUDES, CPU)
+    for level, magnitude in enumerate(MAGNITUDES):
         for mirrored in (False, True):
             n = len(images)
-            ours = _apply_ops(
-                x, torch.full((n,), OPS.index(name)), torch.full((n,), level), torch.full((n,), mirrored)
-            )
+            op, at, sign = torch.full((n,), OPS.index(name)), torch.full((n,), level), torch.full((n,), mirrored)
+            ours = apply_ops(x, op, at, sign, *tables)
             for image, out in zip(images, ours.permute(0, 2, 3, 1).numpy(), strict=True):
-                theirs = np.asarray(pillow_op(name, to_pillow(image), level, mirrored)).reshape(image.shape)
-                np.testing.assert_array_equal(out, theirs, err_msg=f"level {level}, mirrored {mirrored}")
+                theirs = np.asarray(pillow_op(name, to_pillow(image), magnitude, mirrored)).reshape(image.shape)
+                np.testing.assert_array_equal(out, theirs, err_msg=f"magnitude {magnitude}, mirrored {mirrored}")
 
 
 def pillow_view(image: np.ndarray, d: Drawn, i: int) -> np.ndarray:
@@ -76,11 +82,18 @@ def pillow_view(image: np.ndarray, d: Drawn, i: int) -> np.ndarray:
     x = x[int(d.top[i]) :, int(d.left[i]) :][:side, :side]
     view = to_pillow(np.ascontiguousarray(x))
     for op, level, mirrored in zip(d.op[i].tolist(), d.level[i].tolist(), d.mirrored[i].tolist(), strict=True):
-        view = pillow_op(OPS[op], view, level, mirrored)
+        view = pillow_op(OPS[op], view, MAGNITUDES[level], mirrored)
     out = np.array(view).reshape(image.shape)
     x0, y0, x1, y1 = d.box[i].tolist()
     out[y0 : y1 + 1, x0 : x1 + 1] = 127
     return out
+
+
+def draws(policy: Policy, row: Tensor, view: Tensor | int = 1, seed: int = 0, step: int = 0) -> Drawn:
+    """Parameters of 32 px views."""
+    view = torch.as_tensor(view).expand(len(row))
+    pad, square = int(32 * policy.crop), int(32 * policy.cutout)
+    return draw_views(torch.tensor(step), row, view, seed, 32, policy.flip, pad, policy.n, square, policy.m - 1)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -88,23 +101,18 @@ def test_whole_views_equal_pillow(channels: int) -> None:
     n, side = 64, 32
     images = np.random.default_rng(0).integers(0, 256, (n, side, side, channels), dtype=np.uint8)
     view = torch.arange(n) % 2
-    d = draw_views(Policy(flip=True), side, seed=3, step=5, row=torch.arange(n), view=view)
-    ours = augment(torch.from_numpy(images), d).numpy()
+    d = draws(Policy(flip=True), torch.arange(n), view, seed=3, step=5)
+    ours = augment(torch.from_numpy(images), d, *randaugment_tables(side, MAGNITUDES, CPU)).numpy()
     # An unflipped crop offset refers to the image after the flip: the gather reads it mirrored.
     for i in range(n):
         np.testing.assert_array_equal(ours[i], pillow_view(images[i], d, i), err_msg=f"view {i}")
 
 
-def draws(policy: Policy, n: int = 4000, **where: int) -> Drawn:
-    at = {"seed": 0, "step": 0, **where}
-    return draw_views(policy, 32, row=torch.arange(n), view=torch.ones(n, dtype=torch.int64), **at)
-
-
 def test_draws_follow_the_policy() -> None:
-    d = draws(Policy(flip=True))
+    d = draws(Policy(flip=True), torch.arange(4000))
     assert 0.45 < d.flip.float().mean() < 0.55
     assert (int(d.top.min()), int(d.top.max())) == (0, 2 * d.pad) == (0, 8)
-    assert (int(d.level.min()), int(d.level.max())) == (1, 9)
+    assert (int(d.level.min()), int(d.level.max())) == (0, 8)
     share = (d.op == OPS.index("Identity")).float().mean()
     assert abs(share - (0.5 + 0.5 / 14)) < 0.03  # not applied, or Identity drawn
     width = d.box[:, 2] - d.box[:, 0]
@@ -114,18 +122,16 @@ def test_draws_follow_the_policy() -> None:
 
 
 def test_digits_are_not_flipped_and_weak_views_are_only_cropped() -> None:
-    assert not draws(Policy(flip=False)).flip.any()
-    n = 100
-    weak = draw_views(Policy(flip=True), 32, 0, 0, torch.arange(n), torch.zeros(n, dtype=torch.int64))
+    assert not draws(Policy(flip=False), torch.arange(100)).flip.any()
+    weak = draws(Policy(flip=True), torch.arange(100), view=0)
     assert (weak.op == OPS.index("Identity")).all()
     assert (weak.box[:, 2] < weak.box[:, 0]).all()
 
 
 def test_draws_are_a_function_of_seed_step_row_and_view() -> None:
-    policy = Policy(flip=True)
-    same, other_step, other_seed = draws(policy), draws(policy, step=1), draws(policy, seed=1)
-    assert torch.equal(draws(policy).top, same.top)
-    assert not torch.equal(other_step.top, same.top)
-    assert not torch.equal(other_seed.top, same.top)
-    few = draw_views(policy, 32, 0, 0, torch.tensor([17]), torch.tensor([1]))
-    assert few.op.tolist() == same.op[17:18].tolist()
+    policy, rows = Policy(flip=True), torch.arange(1000)
+    same = draws(policy, rows)
+    assert torch.equal(draws(policy, rows).top, same.top)
+    for other in ({"step": 1}, {"seed": 1}, {"view": 0}):
+        assert not torch.equal(draws(policy, rows, **other).top, same.top)
+    assert draws(policy, torch.tensor([17])).op.tolist() == same.op[17:18].tolist()

@@ -15,10 +15,13 @@ from interlude_fast.train.step import train_step
 from tests.helpers import small_config
 
 STEPS = 30
+CALM = {"lr": 0.003}  # at the preset's 0.1 rounding grows a thousandfold in 30 steps
 
 
 def run_steps(method: str, options: dict, dtype: torch.dtype) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
-    config = small_config(method={"name": method, **options}, train={"steps": STEPS, "batch": 4, "mu": 3})
+    config = small_config(
+        method={"name": method, **options}, train={"steps": STEPS, "batch": 4, "mu": 3}, optim=CALM
+    )
     run = prepare(config)
     state = TrainState(run.state.model.to(dtype), run.state.method, config.optim)
     losses = []
@@ -30,7 +33,7 @@ def run_steps(method: str, options: dict, dtype: torch.dtype) -> tuple[list[list
     return losses, state.state_dict()
 
 
-@pytest.mark.parametrize(
+CASES = pytest.mark.parametrize(
     ("method", "options"),
     [
         ("interlude", {"tau": 0.5}),
@@ -39,16 +42,35 @@ def run_steps(method: str, options: dict, dtype: torch.dtype) -> tuple[list[list
     ],
     ids=lambda v: v if isinstance(v, str) else "-".join(v) or "defaults",
 )
-@pytest.mark.parametrize(
-    ("dtype", "budget"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=["float64", "float32"]
+needs_kernels = pytest.mark.skipif(
+    not ops.status().loaded, reason=f"no compiled extension: {ops.status().why_not}"
 )
-def test_fused_and_plain_runs_agree(method: str, options: dict, dtype: torch.dtype, budget: float) -> None:
-    if not ops.status().loaded:
-        pytest.skip(f"no compiled extension: {ops.status().why_not}")
-    losses, weights = run_steps(method, options, dtype)
+
+
+@needs_kernels
+@CASES
+def test_fused_and_plain_runs_agree_in_float64(method: str, options: dict) -> None:
+    losses, weights = run_steps(method, options, torch.float64)
     with ops.use_reference():
-        plain_losses, plain_weights = run_steps(method, options, dtype)
-    torch.testing.assert_close(losses, plain_losses, rtol=budget, atol=budget)
+        plain_losses, plain_weights = run_steps(method, options, torch.float64)
+    torch.testing.assert_close(losses, plain_losses, rtol=1e-9, atol=1e-9)
     assert weights.keys() == plain_weights.keys()
     for name, value in weights.items():
-        torch.testing.assert_close(value, plain_weights[name], rtol=budget, atol=budget, msg=name)
+        torch.testing.assert_close(value, plain_weights[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    return max(float((a[name].double() - b[name].double()).abs().max()) for name in b)
+
+
+@needs_kernels
+@CASES
+def test_fused_runs_drift_no_further_than_plain_ones_in_float32(method: str, options: dict) -> None:
+    """Rounding grows over 30 steps, and by how much is the run's own: plain float32 is the measure."""
+    losses, weights = run_steps(method, options, torch.float32)
+    with ops.use_reference():
+        plain_losses, plain_weights = run_steps(method, options, torch.float32)
+        true_losses, true_weights = run_steps(method, options, torch.float64)
+    fused_off, plain_off = (torch.tensor(x) - torch.tensor(true_losses) for x in (losses, plain_losses))
+    assert fused_off.abs().max() <= 10 * plain_off.abs().max() + 1e-5
+    assert distance(weights, true_weights) <= 10 * distance(plain_weights, true_weights) + 1e-5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from interlude_fast.data.augment import Policy, augment, draw_views, normalize
+from interlude_fast.data.augment import Policy, ViewMaker, normalization_table
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.data.sampler import Sampler
 from interlude_fast.data.store import Store
@@ -29,23 +29,22 @@ class ResidentPipeline:
         seed: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self.store, self.policy, self.seed, self.dtype = store, policy, seed, dtype
+        self.store = store
         self.order, self.sampler = order, Sampler(store, order, seed)
         device = store.images.device
         self.slot, self.view = (t.to(device) for t in order.rows)
         # Rows that are to share their drawn parameters share this number: a labeled image and its partners.
         group = torch.where(self.slot < order.batch, self.slot, (self.slot - order.batch) // max(1, order.mu))
         self.draw_row = group if policy.paired else self.slot
-        self.mean = torch.tensor(mean, device=device)
-        self.std = torch.tensor(std, device=device)
+        table = normalization_table(mean, std, dtype, device)
+        self.make_views = ViewMaker(policy, store.images.shape[1], seed, table)
 
     def batch(self, step: int) -> Batch:
-        sample = self.sampler.sample(step)
-        images = self.store.images[sample.slots[self.slot]]
-        drawn = draw_views(self.policy, images.shape[1], self.seed, step, self.draw_row, self.view)
-        views = augment(images, drawn)
+        at = torch.full((), step, dtype=torch.int64, device=self.view.device)  # filled there: no copy to wait for
+        sample = self.sampler.sample(at)
+        items = sample.slots[self.slot]
         return Batch(
-            images=normalize(views, self.mean, self.std, self.dtype),
+            images=self.make_views(self.store.images, items, self.draw_row, self.view, at),
             labels=sample.labels,
             order=self.order,
             unlabeled_items=sample.unlabeled_items,

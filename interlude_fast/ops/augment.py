@@ -1,0 +1,119 @@
+"""Weak and strong views of a whole batch in one launch (interlude.md section 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from interlude_fast import reference
+from interlude_fast.reference.augment import affine_table, value_table
+
+from . import checks
+from .extension import compiled_for, status
+
+MOST_OPS = 16
+
+
+def randaugment_tables(side: int, magnitudes: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """What RandAugment's operations do at each magnitude, for images of one side: affine maps int64
+    [14, L, 2, 6] (16.16 fixed point) and values float32 [14, L], as augment_views takes them."""
+    return affine_table(side, magnitudes).to(device), value_table(magnitudes).to(device)
+
+
+def augment_views(
+    store: Tensor,
+    items: Tensor,
+    rows: Tensor,
+    views: Tensor,
+    step: Tensor,
+    *,
+    seed: int,
+    flip: bool,
+    pad: int,
+    ops: int,
+    square: int,
+    affine: Tensor,
+    values: Tensor,
+    table: Tensor,
+) -> Tensor:
+    """Gather, flip, reflect-pad crop, RandAugment, grey square, normalize: row by row, each image touched once.
+
+    The pixels are Pillow's, and the same bytes on every device. What is drawn is a function of (seed, step, row,
+    view) alone.
+
+    Args:
+        store: uint8 [S, side, side, C], contiguous, C = 1 or 3, side <= 4096.
+        items: int64 [N], the stored image of each row of the batch.
+        rows: int64 [N], keys of the draws; rows that share a key and a view share their parameters.
+        views: int64 [N], 0 weak or 1 strong.
+        step: one int64 value on the store's device.
+        seed: any int64.
+        flip: whether half of the images are mirrored.
+        pad: reflect padding of the crop in pixels, 0 <= pad < side.
+        ops: RandAugment operations per strong view, 0 to 16; each is applied with probability 0.5.
+        square: side of the grey square of a strong view in pixels, 0 to side (bounds included, as Pillow draws).
+        affine, values: randaugment_tables(side, magnitudes, device); levels are drawn uniformly.
+        table: [C, 256], the network's input for each channel and value; float32, bfloat16, float16, float64, or
+            uint8 for the pixels themselves.
+
+    Returns:
+        [N, C, side, side] of table's dtype, channels-last in memory.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or number other than the above.
+        IndexError: an item outside the store (on the CPU; on a GPU the kernel's assertion fails).
+    """
+    _check(store, items, rows, views, step, pad, ops, square, affine, values, table)
+    arguments = (items, rows, views, step, seed, flip, pad, ops, square, affine, values, table)
+    if compiled_for(store):
+        return torch.ops.interlude_fast.augment_views(store, *arguments)
+    return reference.augment_views(store, *arguments)
+
+
+def _check(
+    store: Tensor,
+    items: Tensor,
+    rows: Tensor,
+    views: Tensor,
+    step: Tensor,
+    pad: int,
+    ops: int,
+    square: int,
+    affine: Tensor,
+    values: Tensor,
+    table: Tensor,
+) -> None:
+    if store.dtype != torch.uint8:
+        raise TypeError(f"store must be uint8, got {store.dtype}")
+    if store.dim() != 4 or store.shape[1] != store.shape[2] or store.shape[3] not in (1, 3):
+        raise ValueError(f"store must be [S, side, side, 1 or 3], got {list(store.shape)}")
+    side = store.shape[1]
+    for name, value, low, high in (
+        ("pad", pad, 0, side - 1),
+        ("square", square, 0, side),
+        ("ops", ops, 0, MOST_OPS),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
+    for name, x in (("items", items), ("rows", rows), ("views", views), ("step", step), ("affine", affine)):
+        if x.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {x.dtype}")
+    for name, x in (("items", items), ("rows", rows), ("views", views)):
+        checks.shape(x, name, (items.numel(),))
+    checks.shape(affine, "affine", (14, values.shape[-1], 2, 6))
+    checks.shape(values, "values", (14, affine.shape[1]))
+    checks.shape(table, "table", (store.shape[3], 256))
+    named = {"items": items, "rows": rows, "views": views, "step": step}
+    for name, x in (named | {"affine": affine, "values": values, "table": table}).items():
+        checks.same_device(x, name, store, "store")
+
+
+if status().loaded:
+
+    @torch.library.register_fake("interlude_fast::augment_views")
+    def _fake(store: Tensor, items: Tensor, *arguments: object) -> Tensor:
+        table = arguments[-1]
+        assert isinstance(table, Tensor)
+        side, channels = store.shape[1], store.shape[3]
+        out = table.new_empty(items.shape[0], side, side, channels)
+        return out.permute(0, 3, 1, 2)

@@ -22,7 +22,7 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // Owns what SslLoss points to.
 struct SslLossBuffers {
-  at::Tensor work, targets, parts;
+  at::Tensor work, targets, loss, parts;
 };
 
 inline at::ScalarType arithmetic_type(const at::Tensor& t) { return at::toOpMathType(t.scalar_type()); }
@@ -43,6 +43,7 @@ void attach_buffers(SslLoss<T, A>& p, SslLossBuffers& buffers, const at::Tensor&
   const auto options = like.options().dtype(arithmetic_type(like));
   buffers.work = at::empty({2 * per_row + per_class + per_pair + kGroupSums * p.batch}, options);
   buffers.targets = at::empty({per_pair}, like.options().dtype(at::kInt));
+  buffers.loss = at::empty({}, options);
   buffers.parts = at::empty({kParts}, options);
   p.row_max = buffers.work.mutable_data_ptr<A>();
   p.row_sum = p.row_max + per_row;
@@ -50,6 +51,7 @@ void attach_buffers(SslLoss<T, A>& p, SslLossBuffers& buffers, const at::Tensor&
   p.share = p.delta + per_class;
   p.group_sum = p.share + per_pair;
   p.target = buffers.targets.mutable_data_ptr<int>();
+  p.loss = buffers.loss.mutable_data_ptr<A>();
   p.parts = buffers.parts.mutable_data_ptr<A>();
 }
 
@@ -98,11 +100,12 @@ SslLoss<T, A> delta_problem(const at::Tensor& lw, const at::Tensor& ls, const at
 }
 
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor> interlude_loss(const at::Tensor& logits_in, const at::Tensor& labels_in, int64_t mu,
-                                                  double tau, const OptionalTensor& thresholds, double lambda_u,
-                                                  double lambda_dc, double temperature, bool per_class,
-                                                  bool interdigitated, const OptionalTensor& class_weights,
-                                                  const OptionalTensor& pseudo_label_bias) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor> interlude_loss(const at::Tensor& logits_in, const at::Tensor& labels_in,
+                                                              int64_t mu, double tau, const OptionalTensor& thresholds,
+                                                              double lambda_u, double lambda_dc, double temperature,
+                                                              bool per_class, bool interdigitated,
+                                                              const OptionalTensor& class_weights,
+                                                              const OptionalTensor& pseudo_label_bias) {
   check_interlude_loss(logits_in, labels_in, mu, thresholds, class_weights, pseudo_label_bias);
   const typename Backend::Scope scope(logits_in);
   const at::Tensor logits = logits_in.contiguous(), labels = labels_in.contiguous();
@@ -121,7 +124,7 @@ std::tuple<at::Tensor, at::Tensor> interlude_loss(const at::Tensor& logits_in, c
     using A = at::opmath_type<scalar_t>;
     Backend::run(head_problem<scalar_t, A>(logits, labels, grad, mu, options, buffers), scope);
   });
-  return {buffers.parts, grad};
+  return {buffers.loss, buffers.parts, grad};
 }
 
 template <typename Backend>
@@ -138,7 +141,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> delta_consistency_loss(const at::
     using A = at::opmath_type<scalar_t>;
     Backend::run(delta_problem<scalar_t, A>(lw, ls, uw, us, match, grad_uw, grad_us, buffers), scope);
   });
-  return {buffers.parts, grad_uw, grad_us};
+  return {buffers.loss, grad_uw, grad_us};
 }
 
 }  // namespace interlude

@@ -1,12 +1,13 @@
 // The InterLUDE loss head and its delta-consistency term on the CPU, loss and gradient together.
 // Fused: softmaxes, pseudo labels, masks, three losses and their gradients; the logits are read in the
 // order they lie in, and nothing of size [B, mu, K] is stored but the softmaxes themselves.
-//   logits [2B(1+mu), K], labels [B] -> parts [5], grad [2B(1+mu), K].
+//   logits [2B(1+mu), K], labels [B] -> loss, parts [4], grad [2B(1+mu), K].
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <vector>
 
+#include "../math/exp.h"
 #include "../ssl_loss_problem.h"
 
 namespace interlude {
@@ -21,9 +22,10 @@ int softmax_row(const T* logits, int classes, A* prob, A* row_max, A* row_sum) {
   A max = A(logits[0]), sum = 0;
   for (int k = 1; k < classes; ++k)
     if (A(logits[k]) > max) max = A(logits[k]), best = k;
-  for (int k = 0; k < classes; ++k) prob[k] = std::exp(A(logits[k]) - max);
-  for (int k = 0; k < classes; ++k) sum += prob[k];
+#pragma omp simd reduction(+ : sum)
+  for (int k = 0; k < classes; ++k) sum += prob[k] = exp_nonpositive(A(logits[k]) - max);
   const A scale = A(1) / sum;
+#pragma omp simd
   for (int k = 0; k < classes; ++k) prob[k] *= scale;
   *row_max = max, *row_sum = sum;
   return best;
@@ -93,14 +95,17 @@ void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
   }
   A* delta = p.delta + i * classes;
   const A* labeled_strong = prob + int64_t{1 + p.mu} * classes;
+#pragma omp simd
   for (int k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - prob[k];
   for (int j = 0; j < p.mu; ++j) {
     const A share = p.share[i * p.mu + j];
     const A* weak = prob + int64_t{1 + j} * classes;
     const A* strong = prob + int64_t{2 + p.mu + j} * classes;
+#pragma omp simd
     for (int k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
   }
   A squared = 0;
+#pragma omp simd reduction(+ : squared)
   for (int k = 0; k < classes; ++k) squared += delta[k] * delta[k];
   sum(kSquaredDelta) = squared;
 }
@@ -114,7 +119,9 @@ void backward_group(const SslLoss<T, A>& p, int64_t i, const A* prob, const A* t
     A* out = p.grad.row(i, r, p.mu, p.classes);
     const RowGrad<A> g = row_grad(p, i, r, total);
     A dot = 0;
+#pragma omp simd reduction(+ : dot)
     for (int k = 0; k < p.classes; ++k) dot += row[k] * delta[k];
+#pragma omp simd
     for (int k = 0; k < p.classes; ++k) out[k] = grad_element(g, k, row[k], delta[k], dot);
   }
 }

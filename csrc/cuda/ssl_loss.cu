@@ -4,7 +4,7 @@
 // the 2(1+mu) rows of a labeled image, a warp a row. The class-dependent form and weighted classes scale
 // every gradient by a number of the whole batch, so the kernel meets once in the middle (grid barrier;
 // a cooperative launch, which stream capture accepts). Sums run in a fixed order: same input, same bits.
-//   logits [2B(1+mu), K], labels [B] -> parts [5], grad [2B(1+mu), K].
+//   logits [2B(1+mu), K], labels [B] -> loss, parts [4], grad [2B(1+mu), K].
 #include <cooperative_groups.h>
 #include <torch/library.h>
 

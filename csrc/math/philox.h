@@ -1,7 +1,7 @@
 // Philox4x32-10 (Salmon et al., SC 2011) and the one convention by which the project draws numbers:
 // a draw is a pure function of (seed, step, row, stream, view, index). No state is carried, so the
 // numbers are the same for any device, thread count, rank or resume point.
-// interlude_fast/reference.py holds the same function in torch.
+// interlude_fast/reference/sampling.py holds the same function in torch.
 #pragma once
 
 #include "hd.h"

@@ -11,7 +11,7 @@ namespace interlude {
 // Per-group sums whose totals over the B groups give every reported number.
 enum GroupSum { kWeightedCe, kWeight, kPseudoCe, kMasked, kSquaredDelta, kMatched, kGroupSums };
 // The reported numbers.
-enum Part { kTotal, kLabeled, kUnlabeled, kDelta, kMaskRate, kParts };
+enum Part { kLabeled, kUnlabeled, kDelta, kMaskRate, kParts };
 
 // Storage type T, arithmetic type A (float for 16-bit T). Passed by value to the kernel.
 template <typename T, typename A>
@@ -34,6 +34,7 @@ struct SslLoss {
   A* share;      // [B, mu]       weight of an unlabeled row inside delta_u
   A* group_sum;  // [kGroupSums, B]
   int* target;   // [B, mu]       pseudo label, or -1 below its threshold
+  A* loss;       // [1] out, the total
   A* parts;      // [kParts] out
 
   IF_HD int rows() const { return 2 * (1 + mu); }
@@ -82,7 +83,7 @@ IF_HD void write_parts(const SslLoss<T, A>& p, const A* total) {
   p.parts[kUnlabeled] = total[kPseudoCe] / rows;
   p.parts[kDelta] = total[kSquaredDelta] / (A(p.batch) * A(p.classes)) * rate;
   p.parts[kMaskRate] = total[kMasked] / rows;
-  p.parts[kTotal] = p.parts[kLabeled] + p.lambda_u * p.parts[kUnlabeled] + p.lambda_dc * p.parts[kDelta];
+  *p.loss = p.parts[kLabeled] + p.lambda_u * p.parts[kUnlabeled] + p.lambda_dc * p.parts[kDelta];
 }
 
 // Everything about one row's gradient that is the same for all classes.

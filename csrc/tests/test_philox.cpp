@@ -19,7 +19,7 @@ void known_answers() {
               {0xd16cfe09u, 0x94fdccebu, 0x5001e420u, 0x24126ea1u});
 }
 
-// Every argument has bits of its own in counter and key. Last line: from interlude_fast/reference.py.
+// Every argument has bits of its own in counter and key. Last line: from interlude_fast/reference/sampling.py.
 void layout_of_a_draw() {
   check_words(draw(0x1111222233334444u, 0x5555666677778888u, 0x9999aaaau, Stream::kAugment, 0xbb, 0xccdd),
               philox4x32({0x02bbccddu, 0x9999aaaau, 0x77778888u, 0x55556666u}, 0x33334444u, 0x11112222u));

@@ -1,5 +1,5 @@
 // Keyed permutations: bijections, different for every key, uniform; and the items of a step. Frozen numbers
-// come from interlude_fast/reference.py; tests/ops/test_sample_rows.py holds the same ones, so that neither
+// come from interlude_fast/reference/sampling.py; tests/ops/test_sample_rows.py holds the same ones, so that neither
 // language's stream changes unseen.
 #include <vector>
 

@@ -16,7 +16,8 @@ using Row = std::vector<double>;
 
 // Owns what SslLoss points to; logits are a fixed, uneven pattern.
 struct Head {
-  Row logits = Row(kElements), delta = Row(kBatch * kClasses), share = Row(kBatch * kMu), parts = Row(kParts);
+  Row logits = Row(kElements), delta = Row(kBatch * kClasses), share = Row(kBatch * kMu), parts = Row(kParts),
+      loss = Row(1);
   Row class_weights{1, 0.5, 2, 1}, thresholds{0.76, 0.5, 0.6, 0.7}, bias{0.1, -0.2, 0.3, 0};
   std::vector<int64_t> labels{2, 0, 1};
   std::vector<int> target = std::vector<int>(kBatch * kMu);
@@ -29,7 +30,8 @@ struct Head {
     p.batch = kBatch, p.mu = kMu, p.classes = kClasses, p.per_class = per_class;
     p.labels = labels.data(), p.class_weights = class_weights.data(), p.thresholds = thresholds.data();
     p.pseudo_label_bias = bias.data(), p.temperature = 0.8, p.lambda_u = 0.7, p.lambda_dc = 1.3;
-    p.delta = delta.data(), p.share = share.data(), p.target = target.data(), p.parts = parts.data();
+    p.delta = delta.data(), p.share = share.data(), p.target = target.data(), p.parts = parts.data(),
+    p.loss = loss.data();
   }
   Head(const Head&) = delete;
 
@@ -109,7 +111,7 @@ void gradient_and_parts(bool interdigitated, bool per_class) {
   CHECK_NEAR(parts[kUnlabeled], total[kPseudoCe] / 6, 1e-15);
   CHECK_NEAR(parts[kDelta], total[kSquaredDelta] / 12 * (per_class ? total[kMatched] / 3 : 1), 1e-15);
   CHECK_NEAR(parts[kMaskRate], total[kMasked] / 6, 1e-15);
-  CHECK_NEAR(parts[kTotal], parts[kLabeled] + 0.7 * parts[kUnlabeled] + 1.3 * parts[kDelta], 1e-15);
+  CHECK_NEAR(h.loss[0], parts[kLabeled] + 0.7 * parts[kUnlabeled] + 1.3 * parts[kDelta], 1e-15);
 
   constexpr double step = 1e-6;
   for (int i = 0; i < kBatch; ++i)
@@ -122,9 +124,9 @@ void gradient_and_parts(bool interdigitated, bool per_class) {
         double& logit = h.logits[h.row(i, r) + k - h.logits.data()];
         const double value = logit;
         logit = value + step, forward(h, labeled_change, perturbed.data());
-        const double above = h.parts[kTotal];
+        const double above = h.loss[0];
         logit = value - step, forward(h, labeled_change, perturbed.data());
-        CHECK_NEAR(got, (above - h.parts[kTotal]) / (2 * step), 1e-9);
+        CHECK_NEAR(got, (above - h.loss[0]) / (2 * step), 1e-9);
         logit = value;
         sum += got;
       }

@@ -80,10 +80,10 @@ def interlude_loss(
                 logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
             )
         )
-    parts, _ = torch.ops.interlude_fast.interlude_loss(
+    total, parts, _ = torch.ops.interlude_fast.interlude_loss(
         logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
     )
-    return InterludeLoss(parts[0], *parts.detach()[1:].unbind())
+    return InterludeLoss(total, *parts.unbind())
 
 
 def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, delta: str, layout: str) -> None:
@@ -154,7 +154,7 @@ def delta_consistency_loss(
         checks.same_device(match, "match", unlabeled_weak, "unlabeled_weak")
     tensors = (labeled_weak.detach(), labeled_strong.detach(), unlabeled_weak, unlabeled_strong)
     if compiled_for(unlabeled_weak):
-        return torch.ops.interlude_fast.delta_consistency_loss(*tensors, match)[0][0]
+        return torch.ops.interlude_fast.delta_consistency_loss(*tensors, match)[0]
     if unlabeled_weak.dtype in (torch.float16, torch.bfloat16):
         tensors = tuple(t.float() for t in tensors)  # type: ignore[assignment]
     return reference.delta_consistency_loss(*tensors, match)
@@ -168,27 +168,28 @@ def _first_order_only(name: str) -> None:
         )
 
 
-def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.dtype = inputs[0].dtype
-    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(output[2])
 
 
-def _head_backward(ctx: Any, grad_parts: Tensor, _: Tensor) -> tuple:
+def _head_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple:
     _first_order_only("interlude_loss")
     (grad_logits,) = ctx.saved_tensors
-    return ((grad_logits * grad_parts[0]).to(ctx.dtype), *[None] * 11)
+    return ((grad_logits * grad_loss).to(ctx.dtype), *[None] * 11)
 
 
 def _delta_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.dtype = inputs[2].dtype
+    ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
-def _delta_backward(ctx: Any, grad_parts: Tensor, *_: Tensor) -> tuple:
+def _delta_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple:
     _first_order_only("delta_consistency_loss")
     weak, strong = ctx.saved_tensors
-    scale = grad_parts[0]
-    return None, None, (weak * scale).to(ctx.dtype), (strong * scale).to(ctx.dtype), None
+    return None, None, (weak * grad_loss).to(ctx.dtype), (strong * grad_loss).to(ctx.dtype), None
 
 
 def _arithmetic(like: Tensor) -> torch.dtype:
@@ -196,17 +197,18 @@ def _arithmetic(like: Tensor) -> torch.dtype:
 
 
 def _fake_outputs(*logits: Tensor) -> tuple[Tensor, ...]:
-    """Parts, and a gradient in arithmetic dtype of each of the logits: a loss scale comes before any rounding."""
+    """The loss, and gradients in arithmetic dtype: a loss scale comes before any rounding."""
     dtype = _arithmetic(logits[0])
     gradients = (torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format) for x in logits)
-    return logits[0].new_empty(5, dtype=dtype), *gradients
+    return logits[0].new_empty((), dtype=dtype), *gradients
 
 
 if status().loaded:
 
     @torch.library.register_fake("interlude_fast::interlude_loss")
     def _head_fake(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
-        return _fake_outputs(logits)
+        loss, gradient = _fake_outputs(logits)
+        return loss, loss.new_empty(4), gradient
 
     @torch.library.register_fake("interlude_fast::delta_consistency_loss")
     def _delta_fake(weak: Tensor, strong: Tensor, *unlabeled: Any) -> tuple[Tensor, ...]:

@@ -1,0 +1,97 @@
+"""Times two or more ways of computing one thing in one run: in turn, after a warm-up, on rotating inputs,
+outputs checked against the first; medians with spread, one JSON row each with what it was made on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from interlude_fast.report.passport import passport
+from interlude_fast.train.checkpoint import write_atomically
+
+Side = Callable[[int], Any]  # computes on the i-th input
+
+
+def _seconds(side: Side, i: int, device: torch.device) -> float:
+    if device.type != "cuda":
+        began = time.perf_counter()
+        side(i)
+        return time.perf_counter() - began
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    side(i)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def measure(
+    name: str,
+    sides: dict[str, Side],
+    device: torch.device,
+    *,
+    check: Callable[[Any, Any], None] | None = None,
+    repeats: int = 30,
+    inputs: int = 4,
+    units: float = 1.0,
+) -> dict[str, Any]:
+    """One row: seconds of every side (median, 10th and 90th percentile) and how many times the first is faster.
+
+    Args:
+        sides: by name; the first is ours.
+        check: called with (ours, theirs) for every other side; raises where they differ.
+        inputs: how many inputs the sides rotate through; each side sees the same ones.
+        units: things done per call, for `per_second`.
+    """
+    names = list(sides)
+    for other in names[1:]:
+        if check:
+            check(sides[names[0]](0), sides[other](0))
+    taken: dict[str, list[float]] = {side: [] for side in names}
+    for turn in range(repeats + 3):
+        for side in names if turn % 2 else reversed(names):
+            seconds = _seconds(sides[side], turn % inputs, device)
+            if turn >= 3:  # the first three warm up
+                taken[side].append(seconds)
+    row: dict[str, Any] = {"name": name, "sides": {}}
+    ours = median(taken[names[0]])
+    for side, seconds in taken.items():
+        spread = quantiles(seconds, n=10)
+        row["sides"][side] = {
+            "median_us": round(median(seconds) * 1e6, 2),
+            "p10_us": round(spread[0] * 1e6, 2),
+            "p90_us": round(spread[-1] * 1e6, 2),
+            "per_second": round(units / median(seconds), 1),
+            "times_slower_than_ours": round(median(seconds) / ours, 2),
+        }
+    return row
+
+
+def show(row: dict[str, Any]) -> None:
+    sides = "  ".join(
+        f"{side} {s['median_us']:.0f} us (x{s['times_slower_than_ours']})" for side, s in row["sides"].items()
+    )
+    print(f"{row['name']:<44} {sides}", flush=True)
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """The rows with the machine, versions, commit and command."""
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    content = {
+        "date": date.today().isoformat(),
+        "command": "python -m " + " ".join(["bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "commit": commit,
+        "threads": torch.get_num_threads(),
+        "passport": passport(),
+        "rows": list(rows),
+    }
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -13,7 +13,7 @@ from interlude_fast.reference.augment import GREY, MAX_BIAS, OPS, draw_views
 
 
 def pillow_op(name: str, image: Image.Image, magnitude: int, mirrored: bool) -> Image.Image:
-    """One operation of RandAugment's table (interlude.md section 1)."""
+    """One operation of RandAugment's table (docs/equations.md)."""
     most, bias = MAX_BIAS.get(name, (0, 0))
     value, whole = magnitude * most / 10 + bias, int(magnitude * most / 10) + bias
     signed = -value if mirrored else value

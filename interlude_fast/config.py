@@ -1,7 +1,7 @@
 """The configuration: one typed tree, its YAML files, and how flags override them.
 
-Order of precedence, later wins: the defaults here, `configs/<data set>/base.yaml`, the file of the published
-setting (`configs/<data set>/<method>-<labels>.yaml`) or the user's `--config`, then overrides (`--set`, flags).
+Order of precedence, later wins: the defaults here, the preset of the data set (`configs/<data set>/base.yaml`, or
+the published setting `<method>-<labels>.yaml` that extends it), the user's `--config`, then `--set` and flags.
 An unknown key is an error that names the nearest known one.
 """
 
@@ -36,7 +36,7 @@ class DataConfig(Strict):
 
 
 class AugmentConfig(Strict):
-    """Weak and strong views (interlude.md section 1). Sides in fractions of the image's side."""
+    """Weak and strong views (docs/equations.md). Sides in fractions of the image's side."""
 
     flip: bool | None = Field(None, description="horizontal flips; None: what the data set says")
     crop: float = Field(0.125, ge=0, le=0.5, description="reflect padding of the random crop")
@@ -57,7 +57,7 @@ class Named(BaseModel):
 
 
 class OptimConfig(Strict):
-    """SGD and EMA (interlude.md section 8)."""
+    """SGD and EMA (docs/equations.md)."""
 
     lr: float = Field(0.03, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -69,15 +69,15 @@ class OptimConfig(Strict):
 class TrainConfig(Strict):
     """The loop."""
 
-    steps: int = Field(2**20, ge=1)
-    batch: int = Field(64, ge=1, description="B: labeled images in a step")
-    mu: int = Field(7, ge=1, description="unlabeled images per labeled image")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    steps: int = Field(2**20, ge=1, le=2**40)
+    batch: int = Field(64, ge=1, le=2**16, description="B: labeled images in a step")
+    mu: int = Field(7, ge=1, le=1024, description="unlabeled images per labeled image")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     precision: Precision = "auto"
     log_every: int = Field(100, ge=1, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(5000, ge=1, description="steps between two evaluations")
     checkpoint_every: int = Field(5000, ge=1, description="steps between two checkpoints")
-    eval_batch: int = Field(500, ge=1)
+    eval_batch: int = Field(500, ge=1, le=2**20)
 
 
 class Config(Strict):
@@ -123,21 +123,25 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, depth: int = 0) -> dict[str, Any]:
     """A YAML mapping; its `extends: <file beside it>` is read first."""
     try:
         values = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"configuration file {path}: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that is none
         where = getattr(error, "problem_mark", None)
         raise ConfigError(
             f"configuration file {path} is not YAML{f', line {where.line + 1}' if where else ''}"
         ) from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"configuration file {path} must hold a mapping, got {type(values).__name__}")
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError(f"configuration file {path} must hold a mapping of named settings")
     base = values.pop("extends", None)
-    return _merge(read_yaml(path.parent / base), values) if base else values
+    if base is None:
+        return values
+    if not isinstance(base, str) or depth > 8:
+        raise ConfigError(f"configuration file {path}: extends must name a file beside it, and end somewhere")
+    return _merge(read_yaml(path.parent / base, depth + 1), values)
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set wants key=value, got '{text}'")
     try:
         nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {text}: the value is not YAML") from None
     if isinstance(nested, str):  # YAML 1.1 reads 1e-3 as text
         with contextlib.suppress(ValueError):
@@ -164,12 +168,16 @@ def configs_folder() -> Path:
 
 
 def preset(dataset: str, method: str, labels: int | None) -> dict[str, Any]:
-    """The settings that `configs/` holds for a data set, and for this method and label count where it does."""
+    """The settings that `configs/` holds for a data set, and for this method and label count where it does.
+
+    labels: None for the count that the data set's base.yaml names.
+    """
     folder = configs_folder() / dataset
-    for name in (f"{method}-{labels}.yaml", "base.yaml"):
-        if (folder / name).is_file():
-            return read_yaml(folder / name)
-    return {}
+    if "/" in dataset or not (folder / "base.yaml").is_file():
+        return {}
+    base = read_yaml(folder / "base.yaml")
+    claim = folder / f"{method}-{labels or base.get('data', {}).get('labels')}.yaml"
+    return read_yaml(claim) if claim.is_file() else base
 
 
 def _section(values: dict[str, Any], key: str, example: str) -> dict[str, Any]:
@@ -185,8 +193,10 @@ def load(file: Path | None = None, overrides: list[dict[str, Any]] | None = None
     for values in overrides or []:
         asked = _merge(asked, values)
     data, method = (_section(asked, key, example) for key, example in (("data", "dataset"), ("method", "name")))
-    dataset = data.get("dataset", DataConfig().dataset)
-    base = preset(dataset, method.get("name", "interlude"), data.get("labels", DataConfig().labels))
+    dataset, name, labels = data.get("dataset", "digits"), method.get("name", "interlude"), data.get("labels")
+    if not isinstance(dataset, str) or not isinstance(name, str):
+        raise ConfigError(f"data.dataset and method.name are names, got {dataset!r} and {name!r}")
+    base = preset(dataset, name, labels)
     values = _merge(base, asked)
     for key in ("model", "method"):
         if isinstance(values.get(key), dict):

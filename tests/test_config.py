@@ -62,6 +62,13 @@ def test_options_do_not_carry_over_to_another_method() -> None:
         ("optim.lr=.nan", "optim.lr = nan"),
         ("model.depth=11", "model.depth = 11"),
         ("nothing", "--set wants key=value"),
+        ("data.dataset=3", "are names, got 3"),
+        ("data.dataset=null", "are names, got None"),
+        ("seed=2024-13-45", "is not YAML"),
+        ("seed=-1", "seed = -1"),
+        ("train.batch=1e9", "train.batch = 1000000000.0"),
+        ("model.width=1000000", "model.width = 1000000"),
+        ("train.device=cuda:99999999999", "train.device"),
         ("method=interlude", "method must be a section"),
     ],
 )
@@ -71,7 +78,9 @@ def test_bad_settings_get_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["[1, 2]", "a: [", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["[1, 2]", "a: [", "\x00", "1: 2", "seed: 2024-13-45", "extends: bad.yaml", "extends: 3"]
+)
 def test_bad_files_get_one_line(tmp_path: Path, content: str) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(content)

@@ -42,5 +42,7 @@ def command(
 
     names = [name.strip() for name in methods.split(",")]
     asked = overrides(assignments, **flags)
-    comparison = compare(names, seeds, asked, file=config_file, out=out, console=Console(stderr=True))
+    comparison = compare(names, seeds, asked, file=config_file, console=Console(stderr=True))
     Console().print(comparison.table())
+    if out:
+        comparison.save(out)

@@ -34,7 +34,9 @@ def one_line_errors(run: Callable[..., Any]) -> Callable[..., Any]:
             click.echo(f"interlude-fast: error: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
-            click.echo("interlude-fast: interrupted; a run with a checkpoint goes on with --resume", err=True)
+            click.echo(
+                "interlude-fast: interrupted after a checkpoint; go on with --run-dir DIR --resume", err=True
+            )
             sys.exit(130)
 
     return wrapped

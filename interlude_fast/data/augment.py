@@ -1,4 +1,4 @@
-"""What weak and strong views are (interlude.md section 1), prepared for the fused op once per run."""
+"""What weak and strong views are (docs/equations.md), prepared for the fused op once per run."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ VIEWS: tuple[View, ...] = ("weak", "strong")
 class RowOrder:
     """Rows of a step: B labeled images in `labeled_views`, mu unlabeled ones beside each in `unlabeled_views`.
 
-    layout "interdigitated" (interlude.md section 2): for each labeled image i, for each view, its row and then
+    layout "interdigitated" (docs/equations.md): for each labeled image i, for each view, its row and then
     its mu unlabeled rows. "separate": role after role, all labeled ones first.
     """
 

@@ -1,4 +1,4 @@
-"""Wide residual networks in the parametrization of the released InterLUDE code (interlude.md section 8).
+"""Wide residual networks in the parametrization of the released InterLUDE code (docs/equations.md).
 
 Parameter names are the released ones: conv1, block<s>.layer.<i>.{bn1,conv1,bn2,conv2,convShortcut}, bn1, fc.
 """
@@ -18,8 +18,8 @@ from .fusion import EmbeddingFusion
 class WideResNetOptions(Strict):
     """Depth counts as the papers do: 6n+4 for three stages; four stages take 6n+4 (released code) or 8n+5."""
 
-    depth: int = Field(28, ge=10)
-    width: int = Field(2, ge=1)
+    depth: int = Field(28, ge=10, le=1000)
+    width: int = Field(2, ge=1, le=64)
     stages: int = Field(3, ge=3, le=4)
     first_stride: int = Field(1, ge=1, le=2, description="2 for 96 px (STL-10)")
     leaky_slope: float = Field(0.1, ge=0)

@@ -1,4 +1,4 @@
-"""Weak and strong views of a whole batch in one launch (interlude.md section 1)."""
+"""Weak and strong views of a whole batch in one launch (docs/equations.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interlude_fast.reference.augment import affine_table, value_table
 from . import checks
 from .extension import compiled_for, status
 
-MOST_OPS = 16
+MOST_OPS, MOST_SIDE = 16, 4096
 
 
 def randaugment_tables(side: int, magnitudes: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -100,6 +100,10 @@ def _check(
             raise TypeError(f"{name} must be int64, got {x.dtype}")
     for name, x in (("items", items), ("rows", rows), ("views", views)):
         checks.shape(x, name, (items.numel(),))
+    if side > MOST_SIDE:
+        raise ValueError(f"store must hold images of at most {MOST_SIDE} px, got {side}")
+    if values.dtype != torch.float32:
+        raise TypeError(f"values must be float32, got {values.dtype}")
     checks.shape(affine, "affine", (14, values.shape[-1], 2, 6))
     checks.shape(values, "values", (14, affine.shape[1]))
     checks.shape(table, "table", (store.shape[3], 256))

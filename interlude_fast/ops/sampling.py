@@ -1,4 +1,4 @@
-"""Which images make up a step: the stateless sampler (interlude.md section 7 as a function of the step)."""
+"""Which images make up a step: the stateless sampler (docs/equations.md as a function of the step)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weak and strong views in plain torch (interlude.md section 1): drawn from counters, computed on uint8 with
+"""Weak and strong views in plain torch (docs/equations.md): drawn from counters, computed on uint8 with
 Pillow's integer arithmetic, a batch at a time. csrc/math/augment.h is the same for the fused op.
 
 weak: flip, then a crop of the original size after reflect padding. strong: its own flip and crop, RandAugment,

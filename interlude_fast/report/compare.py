@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from interlude_fast.config import load
+from interlude_fast.errors import ConfigError
 from interlude_fast.train.checkpoint import write_atomically
+from interlude_fast.train.loop import resolve
 
 from .passport import passport
 from .run import RunResult, train_run
@@ -50,6 +52,10 @@ class Comparison:
             "passport": passport(),
         }
 
+    def save(self, path: Path) -> None:
+        """as_dict() as a JSON file, written atomically."""
+        write_atomically(path, (json.dumps(self.as_dict(), indent=2) + "\n").encode())
+
     def table(self) -> Table:
         several = len(self.seeds) > 1
         what = f"mean ± standard deviation over {len(self.seeds)} seeds" if several else f"seed {self.seeds[0]}"
@@ -77,7 +83,6 @@ def compare(
     overrides: list[dict[str, Any]],
     *,
     file: Path | None = None,
-    out: Path | None = None,
     console: Console | None = None,
 ) -> Comparison:
     """Train every method with every seed on the same labeled images and configuration.
@@ -85,17 +90,21 @@ def compare(
     Args:
         overrides: nested settings for all runs, as config.load takes them.
         file: a configuration file, instead of the presets.
-        out: a JSON file for the figures.
 
     Raises:
+        ConfigError: before any training, where one of the runs is not configured well.
         InterludeError: as train_run.
     """
+    if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds):
+        raise ConfigError("a method or a seed is named twice: every run counts once")
+    if any("seed" in over for over in overrides):
+        raise ConfigError("compare takes its seeds from --seeds, not from --set seed=...")
+    configs = {
+        (method, seed): resolve(load(file, [*overrides, {"seed": seed, "method": {"name": method}}]))
+        for seed in seeds
+        for method in methods
+    }
     results: dict[str, list[RunResult]] = {method: [] for method in methods}
-    for seed in seeds:
-        for method in methods:
-            config = load(file, [*overrides, {"seed": seed, "method": {"name": method}}])
-            results[method].append(train_run(config, console=console))
-    comparison = Comparison(config.data.dataset, config.data.labels, seeds, results)
-    if out:
-        write_atomically(out, (json.dumps(comparison.as_dict(), indent=2) + "\n").encode())
-    return comparison
+    for (method, _), config in configs.items():
+        results[method].append(train_run(config, console=console))
+    return Comparison(config.data.dataset, config.data.labels, seeds, results)

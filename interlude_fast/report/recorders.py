@@ -8,6 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from interlude_fast.errors import CheckpointError
 from interlude_fast.evaluate import Scores
 from interlude_fast.train.loop import Recorder
 
@@ -42,9 +43,12 @@ class FileRecorder:
         self.log.info("step %d  test error: %s", step, errors)
 
     def _keep(self, step: int, values: dict[str, float]) -> None:
-        self.directory.append_metrics({"step": step, **values})
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        try:
+            self.directory.append_metrics({"step": step, **values})
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            raise CheckpointError(f"{self.directory.path} cannot be written: {error.strerror or error}") from None
 
     def close(self) -> None:
         self.board.close()
@@ -58,7 +62,7 @@ class ProgressRecorder:
     def __init__(self, console: Console, title: str, steps: int) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(),
@@ -86,19 +90,18 @@ class ProgressRecorder:
         self._show()
 
     def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
-        self.errors = "test error " + ", ".join(f"{net} {s.error:.2%}" for net, s in scores.items())
+        self.errors = f"error {scores['ema'].error:.1%}"
         self._show()
 
     def _show(self) -> None:
         m = self.metrics
-        parts = [
-            f"{m['steps_per_second']:.1f} steps/s",
-            f"data wait {m['data_wait']:.0%}",
-            f"loss {m['loss']:.3f}",
-        ]
-        if "mask_rate" in m:
-            parts.append(f"mask rate {m['mask_rate']:.0%}")
-        self.progress.update(self.task, status="  ".join([*parts, self.errors]))
+        shown = (
+            ("steps_per_second", "{:.1f} steps/s"),
+            ("data_wait", "data wait {:.0%}"),
+            ("mask_rate", "mask {:.0%}"),
+        )
+        parts = [text.format(m[name]) for name, text in shown if name in m]
+        self.progress.update(self.task, status=" ".join([*parts, self.errors]))
 
 
 class Several:

@@ -13,7 +13,7 @@ from rich.console import Console
 from interlude_fast.config import Config, dump, merge_config, read_yaml
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.evaluate import Scores
-from interlude_fast.train.checkpoint import load_tensors, read_step, save_tensors
+from interlude_fast.train.checkpoint import load_checkpoint, load_tensors, save_tensors
 from interlude_fast.train.loop import FREE_TO_CHANGE, Run, prepare, resolve, train
 
 from .passport import passport
@@ -67,27 +67,36 @@ def train_run(
     if resume:
         folder = _to_resume(directory)
         _refuse_changes(folder.config(), resolve(config))
-        step = read_step(folder.checkpoint)
+        if not folder.checkpoint.exists():
+            raise CheckpointError(
+                f"{folder.checkpoint} does not exist: the run stopped before its first checkpoint; "
+                "start it anew in another --run-dir"
+            )
         run = prepare(config)
+        load_checkpoint(folder.checkpoint, run.state, run.identity())
+        step = run.state.step
         folder.rewind_metrics(step)
     else:
+        RunDirectory.refuse_existing(directory)
         run, step = prepare(config), 0
         folder = RunDirectory.create(directory or default_directory(config))
         _write_passport(folder, run)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
-    title = f"{run.config.method.name} on {run.source.name}, {run.config.data.labels} labels"
+    title = f"{run.source.name} {run.config.method.name}"
     screen = console or Console(quiet=True)
     try:
         with ProgressRecorder(screen, title, run.config.train.steps) as progress:
-            scores = train(run, Several(files, progress), folder.checkpoint, resume)
-    except Exception as error:
-        files.log.info("stopped: %s", error)
+            scores = train(run, Several(files, progress), folder.checkpoint)
+    except (Exception, KeyboardInterrupt) as error:
+        files.log.info("stopped: %s", error or "interrupted")
         raise
     finally:
         files.close()
     for name, network in run.networks().items():
         save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
     result = RunResult(folder.path, scores, time.perf_counter() - began)
+    if step == run.config.train.steps:  # it had finished before: its own result stands
+        return result
     folder.write("result.json", {**{n: s.as_dict() for n, s in scores.items()}, "seconds": result.seconds})
     return result
 
@@ -128,7 +137,8 @@ def _refuse_changes(before: Config, now: Config) -> None:
     """
     free = {f"{section}.{key}" for section, keys in FREE_TO_CHANGE.items() for key in keys}
     old, new = (_flat(c.model_dump(mode="json")) for c in (before, now))
-    for key in sorted(old.keys() | new.keys()):
+    # A part's name first: the options of another part differ anyway.
+    for key in sorted(old.keys() | new.keys(), key=lambda k: (not k.endswith(".name"), k)):
         if key not in free and old.get(key) != new.get(key):
             raise CheckpointError(
                 f"the run to resume has {key} = {old.get(key)}, but {new.get(key)} is asked for now; "
@@ -145,7 +155,7 @@ def evaluate_run(path: Path, device: str | None = None) -> dict[str, Scores]:
     folder = RunDirectory.open(path)
     config = folder.config()
     if device:
-        config.train.device = device
+        config = merge_config(config, [{"train": {"device": device}}])
     run = prepare(config)
     for name, network in run.networks().items():
         if not folder.weights(name).exists():

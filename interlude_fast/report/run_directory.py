@@ -28,16 +28,22 @@ class RunDirectory:
         Raises:
             CheckpointError: it exists, or cannot be made.
         """
+        cls.refuse_existing(path)
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
-            raise CheckpointError(
-                f"run directory {path} exists and is never overwritten; choose another --run-dir, "
-                f"or go on with it: --run-dir {path} --resume"
-            ) from None
         except OSError as error:
             raise CheckpointError(f"run directory {path} cannot be made: {error.strerror}") from None
         return cls(path)
+
+    @staticmethod
+    def refuse_existing(path: Path | None) -> None:
+        """Raises CheckpointError where there is something already; None is a directory still to be chosen."""
+        if path is None or not path.exists():
+            return
+        again = f", or go on with it: --run-dir {path} --resume" if (path / "config.yaml").is_file() else ""
+        raise CheckpointError(
+            f"run directory {path} exists and is never overwritten; choose another --run-dir{again}"
+        )
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -51,7 +57,10 @@ class RunDirectory:
         return cls(path)
 
     def config(self) -> Config:
-        return configuration.validate(Config, configuration.read_yaml(self.path / "config.yaml"))
+        values = configuration.read_yaml(self.path / "config.yaml")
+        if not values:
+            raise CheckpointError(f"{self.path / 'config.yaml'} is empty: the run's settings are lost")
+        return configuration.validate(Config, values)
 
     def weights(self, network: str) -> Path:
         return self.path / "weights" / f"{network}.safetensors"
@@ -66,13 +75,20 @@ class RunDirectory:
             file.write(json.dumps(row) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Rows written so far; a last line that was cut short by a kill is left out."""
-        rows = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
+        """Rows written so far; a last line that was cut short by a kill is left out.
+
+        Raises:
+            CheckpointError: another line is not a row; the file is left as it is.
+        """
+        rows: list[dict[str, Any]] = []
+        lines = self.metrics.read_bytes().splitlines() if self.metrics.exists() else []
+        for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                row = json.loads(line)
+                rows.append({**row, "step": int(row["step"])})
+            except (ValueError, TypeError, KeyError):
+                if number < len(lines):
+                    raise CheckpointError(f"{self.metrics}, line {number}, is not a row of metrics") from None
         return rows
 
     def rewind_metrics(self, step: int) -> None:

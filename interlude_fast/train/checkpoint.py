@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -39,7 +40,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             f"{path} cannot be written: {error.strerror or error}; it is as it was before"
         ) from None
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -87,11 +89,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if metadata.get("format") != FORMAT or not metadata.get("step", "").isdigit():
         raise CheckpointError(f"{path} is not an interlude-fast checkpoint")
     return tensors, metadata
-
-
-def read_step(path: Path) -> int:
-    """The number of steps that a checkpoint has done; errors as read_checkpoint."""
-    return int(read_checkpoint(path)[1]["step"])
 
 
 def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:

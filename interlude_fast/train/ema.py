@@ -1,4 +1,4 @@
-"""Exponential moving average of a network's parameters (interlude.md section 8)."""
+"""Exponential moving average of a network's parameters (docs/equations.md)."""
 
 from __future__ import annotations
 

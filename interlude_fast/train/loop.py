@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from interlude_fast.models import EmbeddingFusion, build_model
 from interlude_fast.models import resolve_options as resolve_model_options
 from interlude_fast.reference.augment import look_up_values
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import save_checkpoint
 from .state import TrainState
 from .step import resolve_device, resolve_precision, train_step
 
@@ -121,6 +123,27 @@ def prepare(config: Config) -> Run:
     return Run(config, device, resolve_precision(t.precision, device), source, store, pipeline, state)
 
 
+class Interrupt:
+    """While it lasts, the first SIGINT only asks; the loop answers where its state is whole. A second one ends."""
+
+    asked = False
+
+    def __enter__(self) -> Interrupt:
+        self.before: Any = None
+        if threading.current_thread() is threading.main_thread():
+            self.before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.before is not None:
+            signal.signal(signal.SIGINT, self.before)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
 class Meter:
     """Sums metrics on the device; the host learns of them at `fetch`."""
 
@@ -148,23 +171,26 @@ class Meter:
         return {**means, **speed}
 
 
-def train(run: Run, recorder: Recorder, checkpoint: Path | None = None, resume: bool = False) -> dict[str, Scores]:
-    """Train to the last step and evaluate.
+def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[str, Scores]:
+    """Train from run.state's step to the last and evaluate. An interrupt (Ctrl-C) is answered between two steps,
+    after a checkpoint.
 
     Args:
         checkpoint: where the state is kept; None keeps none.
-        resume: go on from that file.
 
     Returns:
         Scores of the raw and the EMA network after the last step.
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; the last checkpoint stays as it was.
-        CheckpointError: resume from a file that is missing, damaged or of another configuration.
+        CheckpointError: the checkpoint cannot be written.
     """
+    with Interrupt() as interrupt:
+        return _train(run, recorder, checkpoint, interrupt)
+
+
+def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Interrupt) -> dict[str, Scores]:
     t, state = run.config.train, run.state
-    if resume and checkpoint:
-        load_checkpoint(checkpoint, state, run.identity())
     meter, scores = Meter(), None
     while state.step < t.steps:
         began = time.perf_counter()
@@ -174,16 +200,30 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None, resume: 
         meter.add(losses, waited)
         step, last = state.step, state.step == t.steps
         recorder.stepped(step)
-        save_now = checkpoint is not None and (last or step % t.checkpoint_every == 0)
+        save_now = checkpoint is not None and (last or interrupt.asked or step % t.checkpoint_every == 0)
         if last or save_now or step % t.log_every == 0:
             _log(meter, recorder, step, run, checkpoint)
         if last or step % t.eval_every == 0:
+            began = time.perf_counter()
             scores = run.evaluate()
             recorder.evaluated(step, scores)
-            meter.since = time.perf_counter()
+            meter.since += time.perf_counter() - began  # speed is that of training
         if save_now and checkpoint:
+            _refuse_bad_weights(state, checkpoint)
             save_checkpoint(checkpoint, state, run.identity())
+        if interrupt.asked:
+            raise KeyboardInterrupt
     return scores or run.evaluate()
+
+
+def _refuse_bad_weights(state: TrainState, checkpoint: Path) -> None:
+    """A finite loss may still leave weights behind that are not; they never replace a good checkpoint."""
+    norms = torch._foreach_norm([p.detach() for p in state.model.parameters()])
+    if not bool(torch.stack(norms).isfinite().all()):
+        kept = f"; the last checkpoint in {checkpoint} is intact" if checkpoint.exists() else ""
+        raise NonFiniteLossError(
+            f"weights became NaN or infinite by step {state.step}; try a lower optim.lr{kept}"
+        )
 
 
 def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""SGD and the 7/16 cosine (interlude.md section 8)."""
+"""SGD and the 7/16 cosine (docs/equations.md)."""
 
 from __future__ import annotations
 

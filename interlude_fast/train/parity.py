@@ -1,4 +1,4 @@
-"""Replays recorded steps of the released code: the proof of parity (interlude.md section 10).
+"""Replays recorded steps of the released code: the proof of parity (docs/parity.md).
 
 A golden file holds float64 inputs, losses, gradients and weights of a few steps, and every setting in `meta`.
 The steps run through the same network, method, optimizer and EMA as any training run.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from torch import Tensor
 from interlude_fast import ops
 from interlude_fast.config import OptimConfig
 from interlude_fast.data.batch import VIEWS, Batch, RowOrder
-from interlude_fast.errors import DataError, unknown
+from interlude_fast.errors import DataError, InterludeError, unknown
 from interlude_fast.methods import METHODS, build_method
 from interlude_fast.models import EmbeddingFusion, WideResNet
 from interlude_fast.models.wideresnet import WideResNetOptions
@@ -56,10 +55,10 @@ def read_golden(path: Path) -> Golden:
         meta = json.loads(str(content.pop("meta")))
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    except (OSError, ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} is not a golden of interlude.md section 10 ({type(error).__name__}: {error})"
-        ) from None
+    except Exception as error:
+        raise DataError(f"{path} is not a golden of docs/parity.md ({type(error).__name__}: {error})") from None
+    if not isinstance(meta, dict) or not isinstance(meta.get("method"), str):
+        raise DataError(f"{path}: its meta is not a mapping that names a method")
     return Golden({name: torch.from_numpy(np.asarray(value)) for name, value in content.items()}, meta)
 
 
@@ -101,20 +100,24 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
         return float("inf")
     scale = theirs.abs().max().clamp(min=1e-12) if theirs.numel() else torch.ones(())
     difference = (ours.double() - theirs.double()).abs()
-    return float(difference.max() / scale) if theirs.numel() else 0.0
+    if not theirs.numel():
+        return 0.0
+    return float(difference.max() / scale) if difference.isfinite().all() else float("inf")
 
 
-def _worst(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
-    missing = theirs.keys() - ours.keys()
-    if missing:
-        raise DataError(f"the golden holds {sorted(missing)[0]}, which this network does not have")
+def _worst(what: str, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """Over every name of ours; a golden that holds other names is refused, so that none passes unseen."""
+    if ours.keys() != theirs.keys():
+        name = min(ours.keys() ^ theirs.keys())
+        holder, other = ("network", "golden") if name in ours else ("golden", "network")
+        raise DataError(f"{what} of {name}: the {holder} has it and the {other} has not")
     return max((relative_difference(ours[name], value) for name, value in theirs.items()), default=0.0)
 
 
 def replay(path: Path, fused: bool) -> dict[str, float]:
     """Largest relative difference of every quantity of a golden, with fused kernels or the reference.
 
-    Not compared: the running statistics of batch norms that nobody reads (interlude.md section 8).
+    Not compared: the running statistics of batch norms that nobody reads (docs/equations.md).
 
     Raises:
         DataError: not a golden. ConfigError: a method that is not known.
@@ -123,8 +126,13 @@ def replay(path: Path, fused: bool) -> dict[str, float]:
     with contextlib.nullcontext() if fused else ops.use_reference():
         try:
             return _replay(golden)
+        except InterludeError:
+            raise
         except KeyError as error:
             raise DataError(f"{path} lacks {error}, which a golden of its method holds") from None
+        except Exception as error:  # settings and arrays that do not fit together, in whatever way
+            first = str(error).strip().splitlines()[:1]
+            raise DataError(f"{path} cannot be replayed: {type(error).__name__}: {' '.join(first)}") from None
 
 
 def replay_both(path: Path) -> dict[str, dict[str, float]]:
@@ -151,17 +159,18 @@ def _replay(golden: Golden) -> dict[str, float]:
                 relative_difference(values[ours], golden.arrays[f"step{step}/loss_{theirs}"]),
             )
         gradients = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
-        note("gradients", _worst(gradients, golden.group(f"step{step}/grad/")))
+        note("gradients", _worst("the gradient", gradients, golden.group(f"step{step}/grad/")))
         update(state, lr=m["lr"], total_steps=m["total_steps"])
     network = state.model
     assert isinstance(network, WideResNet)
     unread = network.unread_buffers()
     for prefix, word, trained in (("final/", "", state.model), ("ema/", "EMA ", state.ema.model)):
-        recorded = {n: v for n, v in golden.group(prefix).items() if n not in unread}
-        buffers = {n for n, _ in trained.named_buffers()}
-        values = dict(trained.state_dict())
-        note(f"{word}weights", _worst(values, {n: v for n, v in recorded.items() if n not in buffers}))
-        note(f"{word}buffers", _worst(values, {n: v for n, v in recorded.items() if n in buffers}))
+        recorded, values = golden.group(prefix), dict(trained.state_dict())
+        buffers = {n for n, _ in trained.named_buffers()} - unread
+        for kind, names in (("weights", values.keys() - buffers - unread), ("buffers", buffers)):
+            others = buffers if kind == "weights" else values.keys() - buffers
+            asked = {n: v for n, v in recorded.items() if n not in others | unread}
+            note(f"{word}{kind}", _worst(prefix, {n: values[n] for n in names}, asked))
     images = golden.arrays["eval/x"].contiguous(memory_format=torch.channels_last)
     network.eval()
     for at_eval, word in ((True, "with"), (False, "without")):

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -95,6 +96,12 @@ def test_parity_prints_every_quantity(call: Callable[..., Result]) -> None:
     for quantity in ("loss delta", "gradients", "EMA weights", "eval logits with fusion"):
         assert quantity in result.stdout
     assert call("parity", "nothing.npz").exit_code == 2
+    with np.load(GOLDEN) as golden:
+        content = {name: golden[name] * (1 + 1e-8) if name == "final/fc.bias" else golden[name] for name in golden}
+    np.savez("wrong.npz", **content)
+    wrong = call("parity", "wrong.npz")
+    assert wrong.exit_code == 1
+    assert "NO PARITY" in wrong.stdout
 
 
 def test_doctor_says_what_would_run(call: Callable[..., Result]) -> None:

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def pillow_op(name: str, image: Image.Image, level: int, mirrored: bool) -> Image.Image:
-    """RandAugment's table (interlude.md section 1) in Pillow."""
+    """RandAugment's table (docs/equations.md) in Pillow."""
     most, bias = MAX_BIAS.get(name, (0, 0))
     value, whole = level * most / 10 + bias, int(level * most / 10) + bias
     signed = -value if mirrored else value

@@ -1,4 +1,4 @@
-"""The released code's steps, replayed (interlude.md section 10)."""
+"""The released code's steps, replayed (docs/parity.md)."""
 
 from __future__ import annotations
 
@@ -58,6 +58,26 @@ def test_parity_notices_a_wrong_number(tmp_path: Path) -> None:
         ({"bn_momentum": 0.00101}, "buffers"),
     ):
         assert replay(altered(tmp_path, "golden.npz", **changes), fused=False)[quantity] > TOLERANCE, changes
+
+
+def test_numbers_that_are_none_and_names_that_are_missing_do_not_pass(tmp_path: Path) -> None:
+    with np.load(FILES[0]) as golden:
+        bias, weights = golden["final/fc.bias"].copy(), [n for n in golden.files if n.startswith("ema/")]
+    bias[1] = np.nan
+    assert replay(altered(tmp_path, "nan.npz", **{"final/fc.bias": bias}), fused=False)["weights"] == float("inf")
+    with np.load(FILES[0]) as golden:
+        np.savez(tmp_path / "short.npz", **{n: golden[n] for n in golden.files if n not in weights})
+    with pytest.raises(InterludeError, match="the network has it and the golden has not"):
+        replay(tmp_path / "short.npz", fused=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch": 3}, {"depth": 5}, {"total_steps": 0}, {"steps": "two"}, {"lr": -1}], ids=str
+)
+def test_settings_that_do_not_fit_get_one_line(tmp_path: Path, change: dict) -> None:
+    with pytest.raises(InterludeError) as caught:
+        replay(altered(tmp_path, "odd.npz", **change), fused=False)
+    assert "\n" not in str(caught.value)
 
 
 def test_files_that_are_no_goldens(tmp_path: Path) -> None:

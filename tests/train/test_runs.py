@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
-from interlude_fast.errors import CheckpointError, NonFiniteLossError
+from interlude_fast.errors import CheckpointError, ConfigError, NonFiniteLossError
 from interlude_fast.report import compare, evaluate_run, train_run
 from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train import loop
@@ -113,10 +115,11 @@ def test_resume_after_kill_9(tmp_path: Path) -> None:
 def test_resume_of_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     config = small_config()
     first = train_run(config, tmp_path / "run")
-    before = weights(tmp_path / "run")
+    before, result = weights(tmp_path / "run"), (tmp_path / "run" / "result.json").read_bytes()
     again = train_run(config, tmp_path / "run", resume=True)
     assert again.scores == first.scores
     assert all(torch.equal(v, before[k]) for k, v in weights(tmp_path / "run").items())
+    assert (tmp_path / "run" / "result.json").read_bytes() == result
 
 
 def test_an_existing_run_directory_is_never_touched(tmp_path: Path) -> None:
@@ -170,8 +173,55 @@ def test_a_checkpoint_of_another_configuration(tmp_path: Path) -> None:
         train_run(small_config(seed=seed), tmp_path / name)
     foreign = (tmp_path / "b" / "checkpoints" / "last").read_bytes()
     (tmp_path / "a" / "checkpoints" / "last").write_bytes(foreign)
+    files = {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
     with pytest.raises(CheckpointError, match="another configuration"):
         train_run(small_config(), tmp_path / "a", resume=True)
+    assert files == {p: p.read_bytes() for p in (tmp_path / "a").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("content", [b"nonsense\n", b"{}\n", b"5\n", b"\xff\xfe\n"])
+def test_metrics_that_are_none_are_named_and_kept(tmp_path: Path, content: bytes) -> None:
+    train_run(small_config(), tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    damaged = content + file.read_bytes()
+    file.write_bytes(damaged)
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 1"):
+        train_run(small_config(), tmp_path / "run", resume=True)
+    assert file.read_bytes() == damaged
+
+
+def test_evaluating_more_often_than_logging_on_a_terminal(tmp_path: Path) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    train_run(small_config(train={"eval_every": 1, "log_every": 4}), tmp_path / "run", console=screen)
+    assert "data wait" in screen.file.getvalue()
+    rows = RunDirectory(tmp_path / "run").read_metrics()
+    assert [r["step"] for r in rows if "test/ema/error" in r] == [*range(1, 9)]
+
+
+def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) -> None:
+    wild = small_config(optim={"lr": 1e38}, train={"log_every": 1, "checkpoint_every": 1})
+    with pytest.raises(NonFiniteLossError):
+        train_run(wild, tmp_path / "run")
+    assert not (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_an_interrupt_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = loop.train_step
+
+    def interrupting(state, *args, **kwargs):
+        if state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(state, *args, **kwargs)
+
+    config = small_config(train={"log_every": 1, "checkpoint_every": 100})
+    train_run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(config, tmp_path / "run")
+    assert load_tensors(tmp_path / "run" / "checkpoints" / "last")[1]["step"] == "4"
+    train_run(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_nan_ends_the_run_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,13 +257,33 @@ def test_evaluating_a_run_that_is_not_finished_or_not_a_run(
 def test_compare_trains_every_method_on_the_same_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = [SMALL, {"train": {"steps": 2, "device": "cpu"}}]
-    result = compare(["interlude", "supervised"], [0, 1], settings, out=tmp_path / "out" / "figures.json")
+    result = compare(["interlude", "supervised"], [0, 1], settings)
+    result.save(tmp_path / "out" / "figures.json")
     figures = json.loads((tmp_path / "out" / "figures.json").read_text())
     assert len(figures["test_error"]["supervised"]["ema"]["errors"]) == 2
     assert figures["passport"]["torch"] == torch.__version__
     for i in range(2):
         a, b = (json.loads((r[i].directory / "split.json").read_text()) for r in result.results.values())
         assert a["labeled"] == b["labeled"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "override"),
+    [
+        (["interlude", "nope"], {}),
+        (["supervised", "supervised"], {}),
+        (["interlude", "supervised"], {"seed": 4}),
+        (["interlude", "supervised"], {"method": {"tau": 0.5}}),
+    ],
+    ids=str,
+)
+def test_compare_refuses_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, methods: list[str], override: dict
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError):
+        compare(methods, [0], [SMALL, override])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

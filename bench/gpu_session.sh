@@ -26,4 +26,5 @@ if command -v compute-sanitizer >/dev/null; then
       python3 -m pytest tests/gpu -p no:cacheprovider -x
   done
 fi
+part bench_ops 300 python3 -m bench.ops --device cuda --out "$out/ops.json"
 part digits 300 python3 -m interlude_fast.cli compare --device cuda --seeds 0 --out "$out/digits.json"

@@ -43,6 +43,21 @@ def one_line_errors(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """click's own complaints (options, arguments) in one line too."""
+        if not kwargs.pop("standalone_mode", True):
+            return super().main(*args, **{**kwargs, "standalone_mode": False})
+        try:
+            sys.exit(super().main(*args, **{**kwargs, "standalone_mode": False}))
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help() if error.ctx else "", err=True)
+            sys.exit(error.exit_code)
+        except click.ClickException as error:
+            click.echo(f"interlude-fast: error: {' '.join(error.format_message().split())}", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            sys.exit(130)
+
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted(COMMANDS)
 

@@ -88,6 +88,10 @@ def test_unknown_options_and_commands_name_the_nearest(call: Callable[..., Resul
     assert (option.exit_code, command.exit_code) == (2, 2)
     assert "--labels" in option.stderr
     assert "did you mean 'train'" in command.stderr
+    for result in (option, command, call("compare", "--seeds", "0-"), call("parity")):
+        assert result.exit_code == 2
+        assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert call("--help").exit_code == call("train", "--help").exit_code == call("--version").exit_code == 0
 
 
 def test_parity_prints_every_quantity(call: Callable[..., Result]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import warnings
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def _load() -> ExtensionStatus:
     if os.environ.get("INTERLUDE_FAST_EXTENSION") == "0":
         return ExtensionStatus(False, "switched off by INTERLUDE_FAST_EXTENSION=0")
     try:
-        from interlude_fast import _C  # type: ignore[attr-defined]
+        _C = importlib.import_module("interlude_fast._C")  # `from ... import` would hide which error it is
     except ModuleNotFoundError:
         return ExtensionStatus(False, "not built")
     except ImportError as error:  # built against another torch: undefined symbols

@@ -159,3 +159,10 @@ def test_a_build_for_another_torch_is_not_used(monkeypatch: pytest.MonkeyPatch):
     status = extension._load()
     assert not status.loaded
     assert status.why_not == f"built against torch 2.9.1, but {torch.__version__} runs"
+
+
+def test_an_extension_that_was_not_built_is_called_so(monkeypatch: pytest.MonkeyPatch):
+    from interlude_fast.ops import extension
+
+    monkeypatch.setitem(sys.modules, "interlude_fast._C", None)
+    assert extension._load().why_not == "not built"

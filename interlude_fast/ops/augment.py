@@ -63,7 +63,8 @@ def augment_views(
         TypeError, ValueError: a dtype, shape, device or number other than the above.
         IndexError: an item outside the store (on the CPU; on a GPU the kernel's assertion fails).
     """
-    _check(store, items, rows, views, step, pad, ops, square, affine, values, table)
+    numbers = {"items": items, "rows": rows, "views": views, "step": step, "affine": affine}
+    _check(store, numbers, {"pad": pad, "square": square, "ops": ops}, values, table)
     arguments = (items, rows, views, step, seed, flip, pad, ops, square, affine, values, table)
     if compiled_for(store):
         return torch.ops.interlude_fast.augment_views(store, *arguments)
@@ -71,44 +72,31 @@ def augment_views(
 
 
 def _check(
-    store: Tensor,
-    items: Tensor,
-    rows: Tensor,
-    views: Tensor,
-    step: Tensor,
-    pad: int,
-    ops: int,
-    square: int,
-    affine: Tensor,
-    values: Tensor,
-    table: Tensor,
+    store: Tensor, numbers: dict[str, Tensor], sizes: dict[str, int], values: Tensor, table: Tensor
 ) -> None:
     if store.dtype != torch.uint8:
         raise TypeError(f"store must be uint8, got {store.dtype}")
     if store.dim() != 4 or store.shape[1] != store.shape[2] or store.shape[3] not in (1, 3):
         raise ValueError(f"store must be [S, side, side, 1 or 3], got {list(store.shape)}")
     side = store.shape[1]
-    for name, value, low, high in (
-        ("pad", pad, 0, side - 1),
-        ("square", square, 0, side),
-        ("ops", ops, 0, MOST_OPS),
-    ):
-        if not low <= value <= high:
-            raise ValueError(f"{name} must lie in [{low}, {high}], got {value}")
-    for name, x in (("items", items), ("rows", rows), ("views", views), ("step", step), ("affine", affine)):
+    most = {"pad": side - 1, "square": side, "ops": MOST_OPS}
+    for name, value in sizes.items():
+        if not 0 <= value <= most[name]:
+            raise ValueError(f"{name} must lie in [0, {most[name]}], got {value}")
+    for name, x in numbers.items():
         if x.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {x.dtype}")
-    for name, x in (("items", items), ("rows", rows), ("views", views)):
-        checks.shape(x, name, (items.numel(),))
+    for name in ("items", "rows", "views"):
+        checks.shape(numbers[name], name, (numbers["items"].numel(),))
     if side > MOST_SIDE:
         raise ValueError(f"store must hold images of at most {MOST_SIDE} px, got {side}")
     if values.dtype != torch.float32:
         raise TypeError(f"values must be float32, got {values.dtype}")
+    affine = numbers["affine"]
     checks.shape(affine, "affine", (14, values.shape[-1], 2, 6))
     checks.shape(values, "values", (14, affine.shape[1]))
     checks.shape(table, "table", (store.shape[3], 256))
-    named = {"items": items, "rows": rows, "views": views, "step": step}
-    for name, x in (named | {"affine": affine, "values": values, "table": table}).items():
+    for name, x in (numbers | {"values": values, "table": table}).items():
         checks.same_device(x, name, store, "store")
 
 

@@ -101,12 +101,19 @@ class Named(BaseModel):
 
 
 class OptimConfig(Strict):
-    """SGD and EMA (docs/equations.md)."""
+    """Optimizer, learning-rate schedule and EMA (train/optim.py, train/ema.py)."""
 
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
     lr: float = Field(0.03, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0, description="not on parameters whose name contains bias or bn")
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd")
+    nesterov: bool = Field(True, description="sgd")
+    weight_decay: float = Field(5e-4, ge=0, description="not on biases and norms, unless decay_all")
+    decay_all: bool = Field(False, description="weight decay on every parameter")
+    shrink: float = Field(0.0, ge=0, description="after the EMA every parameter loses this share times lr")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer over that of the next")
+    schedule: Literal["cosine_7_16", "cosine", "constant", "steps"] = "cosine_7_16"
+    warmup: int = Field(0, ge=0, description="steps in which the learning rate rises linearly from 0")
+    milestones: list[int] = Field([], description="steps: the learning rate falls to a tenth after each")
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 

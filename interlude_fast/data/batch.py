@@ -12,9 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-View = Literal["weak", "strong"]
+View = Literal["weak", "strong", "weak2", "strong2"]
 Layout = Literal["interdigitated", "separate"]
-VIEWS: tuple[View, ...] = ("weak", "strong")
+# weak2 and strong2 are drawn as weak and strong are, independently of them; odd indices are strong.
+VIEWS: tuple[View, ...] = ("weak", "strong", "weak2", "strong2")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,16 @@ class RowOrder:
         slot, _ = self.rows
         return torch.where(slot < self.batch, slot, (slot - self.batch) // max(1, self.mu))
 
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Rows [N, ...] -> [B, ...] for each of labeled_views, then [B * mu, ...] for each of unlabeled_views, the
+        mu images beside a labeled one after another."""
+        b, views = self.batch, len(self.labeled_views)
+        if self.layout == "interdigitated":
+            groups = rows.unflatten(0, (b, views, 1 + self.mu))
+            labeled = [groups[:, v, 0] for v in range(views)]
+            return *labeled, *(groups[:, v, 1:].flatten(0, 1) for v in range(views))
+        return rows.split([b] * views + [b * self.mu] * len(self.unlabeled_views))
+
     @property
     def count(self) -> int:
         return self.batch * (len(self.labeled_views) + self.mu * len(self.unlabeled_views))
@@ -72,13 +83,19 @@ class Batch:
         labels: int64 [B].
         order: what each row is.
         unlabeled_items: int64 [B, mu], positions in the unlabeled set (for methods with per-image state).
+        step: int64 scalar on the images' device, counted from 0.
     """
 
     images: Tensor
     labels: Tensor
     order: RowOrder
     unlabeled_items: Tensor
+    step: Tensor
 
     @property
     def mu(self) -> int:
         return self.order.mu
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """RowOrder.split of images, logits or embeddings."""
+        return self.order.split(rows)

@@ -35,7 +35,7 @@ class Plan:
 
     def batch(self, images: Tensor) -> Batch:
         """The batch whose rows are `images`."""
-        return Batch(images, self.labels, self.order, self.unlabeled_items)
+        return Batch(images, self.labels, self.order, self.unlabeled_items, self.step)
 
 
 class Sampler:
@@ -60,12 +60,15 @@ class Sampler:
             raise ConfigError(f"rank {rank} of {world}")
         self.store, self.order, self.seed, self.world = store, order, seed, world
         self.first = rank * order.batch
-        self.slots, self.views = (t.to(store.device) for t in order.rows)
+        self.slots, views = (t.to(store.device) for t in order.rows)
+        self.views = views % 2
         groups = order.groups.to(store.device)
-        # A key is a slot of the whole step: labeled images first, then mu unlabeled ones beside each.
+        # A key is a slot of the whole step: labeled images first, then mu unlabeled ones beside each. The draws of
+        # second views have the keys that follow.
         labeled_key = groups + self.first
         unlabeled_key = self.slots - order.batch + order.batch * world + self.first * order.mu
-        self.keys = labeled_key if paired else torch.where(self.slots < order.batch, labeled_key, unlabeled_key)
+        keys = labeled_key if paired else torch.where(self.slots < order.batch, labeled_key, unlabeled_key)
+        self.keys = keys + views // 2 * (order.batch * world * (1 + order.mu))
 
     def on(self, device: torch.device) -> Sampler:
         """One whose plans hold the same integers, made on `device`."""

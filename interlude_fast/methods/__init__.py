@@ -7,7 +7,7 @@ from typing import Any
 from interlude_fast.config import validate
 from interlude_fast.errors import ConfigError, unknown
 
-from .base import Losses, Method
+from .base import Losses, Method, Problem
 from .interlude import Interlude
 from .supervised import Supervised
 
@@ -28,21 +28,39 @@ def register_method(name: str, method: type[Method]) -> type[Method]:
     return method
 
 
+def method_class(name: str) -> type[Method]:
+    """Raises ConfigError where no method has this name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return METHODS[name]
+
+
 def resolve_options(name: str, options: dict[str, Any]) -> Any:
     """The method's typed options with its defaults filled in.
 
     Raises:
         ConfigError: an unknown method or option, or a value that does not fit.
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
+    fields = method_class(name).Options.model_fields
+    for key in options.keys() - fields.keys():
+        if others := [other for other, method in METHODS.items() if key in method.Options.model_fields]:
+            raise ConfigError(f"method {name} has no option '{key}'; it is one of {', '.join(others)}")
     return validate(METHODS[name].Options, options, "method")
 
 
-def build_method(name: str, options: dict[str, Any], num_classes: int) -> Method:
+def build_method(name: str, options: dict[str, Any], problem: Problem) -> Method:
     """The method with its state at its initial values."""
     resolved = resolve_options(name, options)
-    return METHODS[name](resolved, num_classes)
+    return METHODS[name](resolved, problem)
 
 
-__all__ = ["METHODS", "Losses", "Method", "build_method", "register_method", "resolve_options"]
+__all__ = [
+    "METHODS",
+    "Losses",
+    "Method",
+    "Problem",
+    "build_method",
+    "method_class",
+    "register_method",
+    "resolve_options",
+]

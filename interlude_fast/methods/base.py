@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, Layout, View
+from interlude_fast.models import Network
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method may know of the run that it is part of.
+
+    Attributes:
+        num_classes: K. unlabeled: images in the unlabeled set. steps: of the whole run.
+        lowest, highest: of the normalized pixels, per channel; none where a method is built by itself.
+    """
+
+    num_classes: int
+    unlabeled: int = 0
+    steps: int = 1
+    lowest: tuple[float, ...] = ()
+    highest: tuple[float, ...] = ()
 
 
 class Losses(NamedTuple):
@@ -18,25 +35,32 @@ class Losses(NamedTuple):
     metrics: dict[str, Tensor]
 
 
-class Method(nn.Module, ABC):
+class Method(nn.Module):
     """One training method. State that is carried over steps is registered as buffers, and so is saved,
-    restored and moved with the run.
+    restored and moved with the run; parameters to train belong into the network (`adapt`).
+
+    A method may draw from torch's generators: the loop seeds them anew for every step.
 
     Class attributes:
         Options: typed options; the defaults are the paper's.
         labeled_views, unlabeled_views: the views of each image that enter the network.
+        every_label: trains with the label of every training image, whatever data.labels says.
+        forwards: whether all rows of a batch go through the network "together", or groups of them "apart", the
+            smallest of which are the B labeled rows.
 
     Attributes:
-        options: an instance of Options. num_classes: K.
+        options: an instance of Options. problem: see Problem. num_classes: K.
     """
 
     Options: ClassVar[type[Strict]] = Strict
     labeled_views: ClassVar[tuple[View, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[View, ...]] = ()
+    every_label: ClassVar[bool] = False
+    forwards: ClassVar[str] = "together"
 
-    def __init__(self, options: Any, num_classes: int) -> None:
+    def __init__(self, options: Any, problem: Problem) -> None:
         super().__init__()
-        self.options, self.num_classes = options, num_classes
+        self.options, self.problem, self.num_classes = options, problem, problem.num_classes
 
     @property
     def layout(self) -> Layout:
@@ -53,10 +77,19 @@ class Method(nn.Module, ABC):
         """Whether the network fuses in eval mode too."""
         return False
 
-    @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> Losses:
-        """Losses from the logits [N, K] of the batch's rows, in the batch's order."""
+    def adapt(self, network: Network) -> Network:
+        """The network to train: `network`, or one around it, whose parameters are trained, averaged and saved."""
+        return network
 
-    def forward(self, model: nn.Module, batch: Batch) -> Losses:
-        """One forward pass and its losses; methods that need more passes override this."""
+    def loss(self, logits: Tensor, batch: Batch) -> Losses:
+        """Losses from the logits [N, K] of the batch's rows, in the batch's order; `batch.split` takes them apart.
+        A method has this, or a `forward` of its own."""
+        raise NotImplementedError(f"{type(self).__name__} has neither loss nor forward")
+
+    def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
+        """One forward pass and its losses; methods that need more passes override this.
+
+        Args:
+            model: the network in train mode. ema: the one of averaged weights, in eval mode, without gradients.
+        """
         return self.loss(model(batch.images), batch)

@@ -12,7 +12,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, Layout
 from interlude_fast.ops import interlude_loss
 
-from .base import Losses, Method
+from .base import Losses, Method, Problem
 from .parts import class_weight_tensor
 
 
@@ -37,9 +37,9 @@ class Interlude(Method):
     options: InterludeOptions
     class_weights: Tensor | None
 
-    def __init__(self, options: InterludeOptions, num_classes: int) -> None:
-        super().__init__(options, num_classes)
-        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, num_classes))
+    def __init__(self, options: InterludeOptions, problem: Problem) -> None:
+        super().__init__(options, problem)
+        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, problem.num_classes))
 
     @property
     def layout(self) -> Layout:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
@@ -21,3 +25,53 @@ def class_weight_tensor(weights: list[float] | None, num_classes: int) -> Tensor
             f"method.class_weights must be {num_classes} positive numbers, one per class, got {weights}"
         )
     return torch.tensor(weights, dtype=torch.float64)
+
+
+def ramp(step: Tensor, length: float) -> Tensor:
+    """min(1, step / length), float64 on the step's device; 1 everywhere for length 0."""
+    return torch.ones_like(step, dtype=torch.float64) if length <= 0 else (step.double() / length).clamp(max=1)
+
+
+def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax of logits [N, K] without gradient, its largest value c [N] and where that is [N] (int64)."""
+    q = logits.detach().softmax(-1)
+    confidence, target = q.max(-1)
+    return q, confidence, target
+
+
+def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean over all N rows, also those of weight 0, of weight [N] times CE(logits [N, K], target); target is int64
+    [N], or a distribution [N, K]."""
+    return (weight.to(logits.dtype) * F.cross_entropy(logits, target, reduction="none")).mean()
+
+
+def sharpen(p: Tensor, temperature: float) -> Tensor:
+    """p [N, K] to the power 1 / temperature, rows normalized to 1."""
+    powered = p ** (1 / temperature)
+    return powered / powered.sum(-1, keepdim=True)
+
+
+def mixup_strength(a: float, *shape: int, like: Tensor) -> Tensor:
+    """lambda ~ Beta(a, a) of the given shape, on the device of `like`."""
+    b = torch.distributions.Beta(torch.full((), a, device=like.device), a, validate_args=False)
+    return b.sample(torch.Size(shape)).to(like.dtype)
+
+
+def random_permutation(n: int, like: Tensor) -> Tensor:
+    """int64 [n], on the device of `like`, which it does not wait for."""
+    return torch.rand(n, device=like.device).argsort()
+
+
+@contextlib.contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norms in train mode normalize with the batch's statistics and leave their running ones as they are."""
+    norms = [
+        m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

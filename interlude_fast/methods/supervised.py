@@ -8,7 +8,7 @@ from torch import Tensor
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
-from .base import Losses, Method
+from .base import Losses, Method, Problem
 from .parts import class_weight_tensor
 
 
@@ -21,9 +21,9 @@ class Supervised(Method):
     options: SupervisedOptions
     class_weights: Tensor | None
 
-    def __init__(self, options: SupervisedOptions, num_classes: int) -> None:
-        super().__init__(options, num_classes)
-        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, num_classes))
+    def __init__(self, options: SupervisedOptions, problem: Problem) -> None:
+        super().__init__(options, problem)
+        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, problem.num_classes))
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)

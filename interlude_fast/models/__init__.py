@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import nn
-
 from interlude_fast.config import validate
 from interlude_fast.errors import unknown
 
+from .base import Network, NetworkOptions, Shape
 from .fusion import EmbeddingFusion
 from .wideresnet import WideResNet
 
-MODELS: dict[str, type[Any]] = {
+MODELS: dict[str, type[Network]] = {
     "wideresnet": WideResNet,
 }
 
@@ -29,14 +27,19 @@ def resolve_options(name: str, options: dict[str, Any]) -> Any:
     return validate(MODELS[name].Options, options, "model")
 
 
-def build_model(
-    name: str, options: dict[str, Any], num_classes: int, channels: int, fusion: EmbeddingFusion, seed: int
-) -> nn.Module:
-    """The network with weights drawn from `seed` alone; the global generator is left as it was."""
+def build_model(name: str, options: dict[str, Any], shape: Shape, fusion: EmbeddingFusion) -> Network:
+    """The network, its weights drawn from torch's generator."""
     resolved = resolve_options(name, options)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return MODELS[name](resolved, num_classes, channels, fusion)
+    return MODELS[name](resolved, shape, fusion)
 
 
-__all__ = ["MODELS", "EmbeddingFusion", "WideResNet", "build_model", "resolve_options"]
+__all__ = [
+    "MODELS",
+    "EmbeddingFusion",
+    "Network",
+    "NetworkOptions",
+    "Shape",
+    "WideResNet",
+    "build_model",
+    "resolve_options",
+]

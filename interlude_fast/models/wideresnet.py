@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.errors import ConfigError
 
+from .base import Network, NetworkOptions, Shape
 from .fusion import EmbeddingFusion
 
 
-class WideResNetOptions(Strict):
+class WideResNetOptions(NetworkOptions):
     """Depth counts as the papers do: 6n+4 for three stages; four stages take 6n+4 (released code) or 8n+5."""
 
     depth: int = Field(28, ge=10, le=1000)
@@ -87,13 +87,12 @@ class Stage(nn.Module):
         return self.layer(x)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Network):
     """images [N, C, H, W] -> logits [N, K].
 
     Args:
         options: depth, width, stages and the rest of WideResNetOptions.
-        num_classes: K.
-        channels: C.
+        shape: K and C are read.
         fusion: applied to the input of `options.fusion_stage`.
 
     Raises:
@@ -102,15 +101,13 @@ class WideResNet(nn.Module):
 
     Options = WideResNetOptions
 
-    def __init__(
-        self, options: WideResNetOptions, num_classes: int, channels: int, fusion: EmbeddingFusion
-    ) -> None:
+    def __init__(self, options: WideResNetOptions, shape: Shape, fusion: EmbeddingFusion) -> None:
         super().__init__()
         self.slope, self.stages = options.leaky_slope, options.stages
         self.fusion, self.fusion_stage = fusion, options.fusion_stage or options.stages
         if self.fusion_stage > self.stages:
             raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
-        self.conv1 = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
+        self.conv1 = nn.Conv2d(shape.channels, 16, 3, 1, 1, bias=False)
         inputs = 16
         for s in range(1, self.stages + 1):
             outputs = 16 * options.width * 2 ** (s - 1)
@@ -118,7 +115,8 @@ class WideResNet(nn.Module):
             self.add_module(f"block{s}", Stage(options, inputs, outputs, stride, is_first=s == 1))
             inputs = outputs
         self.bn1 = nn.BatchNorm2d(inputs, options.bn_eps, options.bn_momentum)
-        self.fc = nn.Linear(inputs, num_classes)
+        self.embedding_size = inputs
+        self.fc = nn.Linear(inputs, shape.classes)
         self.apply(self._initialize)
 
     @staticmethod
@@ -138,8 +136,12 @@ class WideResNet(nn.Module):
             x = getattr(self, f"block{s}")(x)
         return F.leaky_relu(self.bn1(x), self.slope, inplace=True).mean((2, 3))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.embed(x))
+    def classify(self, embedding: Tensor) -> Tensor:
+        return self.fc(embedding)
+
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        stages = [(f"block{s}.",) for s in range(1, self.stages + 1)]
+        return ("conv1.",), *stages, ("bn1.", "fc.")
 
     def unread_buffers(self) -> set[str]:
         """Running statistics that stay at their initial values here but not in the released code."""

@@ -20,7 +20,9 @@ from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.errors import DataError
 from interlude_fast.evaluate import predict_logits
-from interlude_fast.models import EmbeddingFusion, build_model
+from interlude_fast.methods import Problem, build_method
+from interlude_fast.models import Shape
+from interlude_fast.train.build import build_network
 from interlude_fast.train.step import resolve_device
 
 from .run import load_weights
@@ -85,14 +87,9 @@ def predict(
     folder = RunDirectory.open(run)
     config, how = folder.config(), Preprocessing.from_dict(folder.read_json("preprocessing.json"))
     where = resolve_device(device or "auto")
-    network = build_model(
-        config.model.name,
-        config.model.options(),
-        len(how.classes),
-        how.channels,
-        EmbeddingFusion(0.0),
-        config.seed,
-    )
+    method = build_method(config.method.name, config.method.options(), Problem(len(how.classes)))
+    network = build_network(config, method, Shape(len(how.classes), how.channels, how.size))
+    network.fusion.at_eval = False
     load_weights(network, folder, "ema")
     network = network.to(where).to(memory_format=torch.channels_last)
     paths, skipped, found = [], [], []

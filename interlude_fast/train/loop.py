@@ -24,11 +24,12 @@ from interlude_fast.data.sources import Source, load_source
 from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import Interrupted, NonFiniteLossError
 from interlude_fast.evaluate import Scores, evaluate
-from interlude_fast.methods import Losses, build_method
+from interlude_fast.methods import Losses, Problem, build_method, method_class
 from interlude_fast.methods import resolve_options as resolve_method_options
-from interlude_fast.models import EmbeddingFusion, build_model
+from interlude_fast.models import Shape
 from interlude_fast.models import resolve_options as resolve_model_options
 
+from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
 from .state import TrainState
 from .step import resolve_device, resolve_precision, train_step
@@ -111,6 +112,8 @@ def resolve(config: Config) -> Config:
     data = config.data
     paths = {name: path.absolute() for name in PATHS if (path := getattr(data, name)) is not None}
     split = data.split.model_copy(update={"file": data.split.file.absolute()} if data.split.file else {})
+    if method_class(method.name).every_label:
+        data, split = data.model_copy(update={"labels": None}), split.model_copy(update={"counts": None})
     return config.model_copy(
         update={
             "data": data.model_copy(update={**paths, "split": split}),
@@ -140,6 +143,14 @@ def view_policy(config: Config, source: Source) -> Policy:
     return Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared", a.form)
 
 
+def problem(source: Source, split: Split, steps: int) -> Problem:
+    """What the method may know of a run."""
+    lowest, highest = (
+        tuple((end - m) / s for m, s in zip(source.mean, source.std, strict=True)) for end in (0.0, 1.0)
+    )
+    return Problem(len(source.classes), len(split.unlabeled), steps, lowest, highest)
+
+
 def prepare(config: Config, progress: Progress | None = None, split_file: Path | None = None) -> Run:
     """Build a run: source -> split -> store, sampler and pipeline -> model and method -> state.
 
@@ -154,13 +165,11 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     device = resolve_device(t.device)
     precision = resolve_precision(t.precision, device)
     source, split = load_data(config, progress, split_file)
-    method = build_method(config.method.name, config.method.options(), len(source.classes)).to(device)
-    fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
-    model = build_model(
-        config.model.name, config.model.options(), len(source.classes), source.channels, fusion, config.seed
-    )
+    method = build_method(config.method.name, config.method.options(), problem(source, split, t.steps)).to(device)
+    model = build_network(config, method, Shape(len(source.classes), source.channels, source.size))
     model = model.to(device).to(memory_format=torch.channels_last)
     order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
+    refuse_single_rows(config, method, model, order.count)
     name, why = choose_pipeline(config.data.pipeline, source, device)
     pipeline = build_pipeline(
         name,
@@ -173,7 +182,7 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,  # as autocast would round them
         workers=config.data.workers,
     )
-    state = TrainState(model, method, config.optim)
+    state = TrainState(model, method, config.optim, t.steps, config.seed)
     split_file = split_file or config.data.split.file
     return Run(config, device, precision, source, split, pipeline, f"{name} ({why})", split_file, state)
 
@@ -241,7 +250,9 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
         CheckpointError: the checkpoint cannot be written.
     """
     try:
-        with Interrupt() as interrupt:
+        # A step seeds torch's generators; the caller finds them as they were.
+        gpus = [run.device] if run.device.type == "cuda" else []
+        with Interrupt() as interrupt, torch.random.fork_rng(devices=gpus):
             return _train(run, recorder, checkpoint, interrupt)
     finally:
         run.pipeline.close()
@@ -256,7 +267,7 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         began = time.perf_counter()
         batch = run.pipeline.batch(state.step)
         waited = time.perf_counter() - began
-        losses = train_step(state, batch, lr=run.config.optim.lr, total_steps=t.steps, precision=run.precision)
+        losses = train_step(state, batch, run.precision)
         meter.add(losses, waited)
         step, last = state.step, state.step == t.steps
         recorder.stepped(step)

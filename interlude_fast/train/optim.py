@@ -1,36 +1,84 @@
-"""SGD and the 7/16 cosine (docs/equations.md)."""
+"""Optimizers and learning-rate schedules (docs/equations.md)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from interlude_fast.config import OptimConfig
+from interlude_fast.errors import ConfigError
+from interlude_fast.models import Network
 
 
-def cosine_7_16(step: int, total_steps: int) -> float:
-    """Learning-rate factor cos(7 pi k / (16 K)) of step k = 0..K-1: from 1 down to about 0.195."""
-    return math.cos(7 * math.pi * step / (16 * total_steps))
+def cosine_7_16(step: int, steps: int) -> float:
+    """cos(7 pi k / (16 K)) of step k = 0..K-1: from 1 down to about 0.195."""
+    return max(0.0, math.cos(7 * math.pi * step / (16 * steps)))
 
 
-def without_decay(name: str) -> bool:
-    """Parameters that weight decay spares, by name, as in the released code."""
-    return "bias" in name or "bn" in name
+def cosine(step: int, steps: int) -> float:
+    """(1 + cos(pi k / K)) / 2: from 1 down to 0."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.SGD:
-    """Two groups: with weight decay, and without."""
-    named = list(model.named_parameters())
-    groups = [
-        {"params": [p for n, p in named if not without_decay(n)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named if without_decay(n)], "weight_decay": 0.0},
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "cosine_7_16": cosine_7_16,
+    "cosine": cosine,
+    "constant": lambda step, steps: 1.0,
+    "steps": lambda step, steps: 1.0,
+}
+
+
+def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
+    """Share of config.lr in step k = 0..K-1: k / warmup while it rises, then the schedule over the rest; that of
+    "steps" falls to a tenth after every milestone it has passed."""
+    if step < config.warmup:
+        return step / config.warmup
+    if config.schedule == "steps":
+        return 0.1 ** sum(step > milestone for milestone in config.milestones)
+    return SCHEDULES[config.schedule](step - config.warmup, steps - config.warmup)
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Parameter groups by layer and by weight decay; a group's `scale` is its share of the learning rate.
+
+    Raises:
+        ConfigError: layer_decay for a network whose layers have no order.
+    """
+    scales = _layer_scales(model, config.layer_decay)
+    spared = model.without_decay() if isinstance(model, Network) else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decays = config.decay_all or (parameter.ndim > 1 and name not in spared)
+        groups.setdefault((scales(name), decays), []).append(parameter)
+    settings = [
+        {"params": parameters, "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
+        for (scale, decays), parameters in groups.items()
     ]
-    nesterov = config.nesterov and config.momentum > 0
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+    if config.name == "sgd":
+        nesterov = config.nesterov and config.momentum > 0
+        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+    cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return cls(settings, lr=config.lr, foreach=True)
+
+
+def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """decay ** (layers above) of the layer that a parameter's name belongs to."""
+    if decay == 1:
+        return lambda name: 1.0
+    layers = model.layers() if isinstance(model, Network) else ()
+    if not layers:
+        raise ConfigError("optim.layer_decay: the layers of this network have no known order; set it to 1")
+
+    def scale(name: str) -> float:
+        depth = next((i for i, prefixes in enumerate(layers) if name.startswith(prefixes)), len(layers) - 1)
+        return decay ** (len(layers) - 1 - depth)
+
+    return scale
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["scale"]

@@ -20,8 +20,8 @@ from interlude_fast import ops
 from interlude_fast.config import OptimConfig
 from interlude_fast.data.batch import VIEWS, Batch, RowOrder
 from interlude_fast.errors import DataError, InterludeError, unknown
-from interlude_fast.methods import METHODS, build_method
-from interlude_fast.models import EmbeddingFusion, WideResNet
+from interlude_fast.methods import METHODS, Problem, build_method
+from interlude_fast.models import EmbeddingFusion, Shape, WideResNet
 from interlude_fast.models.wideresnet import WideResNetOptions
 
 from .state import TrainState
@@ -68,17 +68,18 @@ def build_state(golden: Golden) -> TrainState:
     if m["method"] not in METHODS:
         raise unknown("method", m["method"], METHODS)
     fields = METHODS[m["method"]].Options.model_fields
-    method = build_method(m["method"], {k: v for k, v in m.items() if k in fields}, m["num_classes"])
+    method = build_method(m["method"], {k: v for k, v in m.items() if k in fields}, Problem(m["num_classes"]))
     initial = golden.group("init/")
     stages = sum(f"block{s}.layer.0.conv1.weight" in initial for s in (1, 2, 3, 4))
-    shape = {k: v for k, v in m.items() if k in WideResNetOptions.model_fields}
-    options = WideResNetOptions(**{"stages": stages, **shape})
+    sizes = {k: v for k, v in m.items() if k in WideResNetOptions.model_fields}
+    options = WideResNetOptions(**{"stages": stages, **sizes})
     fusion = EmbeddingFusion(method.fusion_alpha, at_eval=False)
-    model = WideResNet(options, m["num_classes"], initial["conv1.weight"].shape[1], fusion).double()
+    shape = Shape(m["num_classes"], initial["conv1.weight"].shape[1])
+    model = WideResNet(options, shape, fusion).double()
     model.load_state_dict(initial)
     model.to(memory_format=torch.channels_last)
     optim = {k: v for k, v in m.items() if k in OptimConfig.model_fields}
-    return TrainState(model, method.double(), OptimConfig(**optim))
+    return TrainState(model, method.double(), OptimConfig(**optim), m["total_steps"])
 
 
 def golden_batch(golden: Golden, step: int, state: TrainState) -> Batch:
@@ -86,12 +87,12 @@ def golden_batch(golden: Golden, step: int, state: TrainState) -> Batch:
     m, method = golden.meta, state.method
     order = RowOrder(m["batch"], m["mu"], method.labeled_views, method.unlabeled_views, method.layout)
     views = []
-    for view in VIEWS:
+    for view in VIEWS[:2]:
         labeled, unlabeled = (golden.arrays[f"step{step}/{kind}_{view}"] for kind in ("labeled", "unlabeled"))
         views.append(torch.cat([labeled, unlabeled.flatten(0, 1)]))
     slot, view_index = order.rows
     images = torch.stack(views)[view_index, slot].contiguous(memory_format=torch.channels_last)
-    return Batch(images, golden.arrays[f"step{step}/labels"], order, torch.empty(0))
+    return Batch(images, golden.arrays[f"step{step}/labels"], order, torch.empty(0), torch.tensor(step))
 
 
 def relative_difference(ours: Tensor, theirs: Tensor) -> float:
@@ -160,7 +161,7 @@ def _replay(golden: Golden) -> dict[str, float]:
             )
         gradients = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
         note("gradients", _worst("the gradient", gradients, golden.group(f"step{step}/grad/")))
-        update(state, lr=m["lr"], total_steps=m["total_steps"])
+        update(state)
     network = state.model
     assert isinstance(network, WideResNet)
     unread = network.unread_buffers()

@@ -12,18 +12,21 @@ from interlude_fast.methods import Method
 from .ema import EMA
 from .optim import build_optimizer
 
-MOMENTUM = "momentum_buffer"
+MODULES = ("model", "ema", "method")
 
 
 class TrainState:
     """Parameters, EMA, optimizer, the method's state and the step number.
 
+    Args:
+        steps: of the whole run, which the learning rate follows. seed: of what a step draws.
+
     Attributes:
         step: number of steps done, which is also the index of the next.
     """
 
-    def __init__(self, model: nn.Module, method: Method, optim: OptimConfig) -> None:
-        self.model, self.method = model, method
+    def __init__(self, model: nn.Module, method: Method, optim: OptimConfig, steps: int, seed: int = 0) -> None:
+        self.model, self.method, self.optim, self.steps, self.seed = model, method, optim, steps, seed
         self.optimizer = build_optimizer(model, optim)
         self.ema = EMA(model, optim.ema_decay)
         self.step = 0
@@ -34,9 +37,8 @@ class TrainState:
         for prefix, module in self._modules():
             state.update({f"{prefix}/{name}": value for name, value in module.state_dict().items()})
         for name, parameter in self.model.named_parameters():
-            momentum = self.optimizer.state.get(parameter, {}).get(MOMENTUM)
-            if momentum is not None:
-                state[f"{MOMENTUM}/{name}"] = momentum
+            moments = self.optimizer.state.get(parameter, {})
+            state.update({f"{key}/{name}": m for key, m in moments.items() if isinstance(m, Tensor)})
         return state
 
     @torch.no_grad()
@@ -53,10 +55,15 @@ class TrainState:
             except RuntimeError as error:
                 detail = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"the checkpoint's {prefix} does not fit this run: {detail}") from None
-        for name, parameter in self.model.named_parameters():
-            momentum = state.get(f"{MOMENTUM}/{name}")
-            if momentum is not None:
-                self.optimizer.state[parameter][MOMENTUM] = torch.empty_like(parameter).copy_(momentum)
+        parameters = dict(self.model.named_parameters())
+        for key, moment in state.items():
+            kind, _, name = key.partition("/")
+            if kind in MODULES:
+                continue
+            parameter = parameters[name]
+            # A parameter's moments lie as it does; Adam's step count is one number on the host.
+            kept = torch.empty_like(parameter).copy_(moment) if moment.shape == parameter.shape else moment.clone()
+            self.optimizer.state[parameter][kind] = kept
         self.step = step
 
     def _modules(self) -> list[tuple[str, nn.Module]]:

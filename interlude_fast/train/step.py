@@ -11,7 +11,7 @@ from interlude_fast.data.batch import Batch
 from interlude_fast.errors import ConfigError
 from interlude_fast.methods import Losses
 
-from .optim import cosine_7_16, set_learning_rate
+from .optim import learning_rate_factor, set_learning_rate
 from .state import TrainState
 
 
@@ -47,32 +47,39 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     return contextlib.nullcontext()
 
 
+def step_seed(seed: int, step: int) -> int:
+    """Seed of what dropout, mixup and the like draw in a step, all bits mixed: torch's CPU generator reads 32."""
+    z = (seed + (step + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
+
+
 def compute_gradients(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
-    """Forward, losses, backward; the gradients are left on the parameters."""
+    """Forward, losses, backward; the gradients are left on the parameters. Seeds torch's generators."""
+    torch.manual_seed(step_seed(state.seed, state.step))
     state.model.train()
     state.optimizer.zero_grad(set_to_none=True)
     with autocast(precision, batch.images.device):
-        losses = state.method(state.model, batch)
+        losses = state.method(state.model, batch, state.ema.model)
     losses.total.backward()
     return losses
 
 
-def update(state: TrainState, *, lr: float, total_steps: int) -> None:
-    """SGD and EMA; consumes the gradients and adds 1 to state.step.
-
-    Args:
-        lr: initial learning rate; the step's own follows the 7/16 cosine over total_steps.
-    """
-    set_learning_rate(state.optimizer, lr * cosine_7_16(state.step, total_steps))
+def update(state: TrainState) -> None:
+    """Optimizer and EMA; consumes the gradients and adds 1 to state.step."""
+    optim = state.optim
+    set_learning_rate(state.optimizer, optim.lr * learning_rate_factor(optim, state.step, state.steps))
     state.optimizer.step()
     state.ema.update()
+    if optim.shrink:
+        with torch.no_grad():
+            torch._foreach_mul_([p.data for p in state.model.parameters()], 1 - optim.lr * optim.shrink)
     state.step += 1
 
 
-def train_step(
-    state: TrainState, batch: Batch, *, lr: float, total_steps: int, precision: Precision = "fp32"
-) -> Losses:
+def train_step(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
     """One step, whole."""
     losses = compute_gradients(state, batch, precision)
-    update(state, lr=lr, total_steps=total_steps)
+    update(state)
     return losses

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.errors import ConfigError
-from interlude_fast.methods import METHODS, Losses, Method, build_method, register_method
+from interlude_fast.methods import METHODS, Losses, Method, Problem, build_method, register_method
 from interlude_fast.report import train_run
 from tests.helpers import small_config
 
@@ -18,12 +18,12 @@ BOTH = ("weak", "strong")
 def make_batch(method: Method, batch: int = 3, mu: int = 2, classes: int = 4) -> tuple[Tensor, Batch]:
     order = RowOrder(batch, mu, method.labeled_views, method.unlabeled_views, method.layout)
     logits = torch.randn(order.count, classes, dtype=torch.float64, requires_grad=True)
-    return logits, Batch(logits.detach(), torch.arange(batch) % classes, order, torch.empty(0))
+    return logits, Batch(logits.detach(), torch.arange(batch) % classes, order, torch.empty(0), torch.tensor(0))
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_losses_are_differentiable_and_metrics_are_not(name: str) -> None:
-    method = build_method(name, {}, 4)
+    method = build_method(name, {}, Problem(4))
     logits, batch = make_batch(method)
     losses = method.loss(logits, batch)
     losses.total.backward()
@@ -34,7 +34,7 @@ def test_losses_are_differentiable_and_metrics_are_not(name: str) -> None:
 
 @pytest.mark.parametrize("layout", ["interdigitated", "separate"])
 def test_interlude_reads_its_rows_in_either_layout(layout: str) -> None:
-    method = build_method("interlude", {"layout": layout, "tau": 0.3, "lambda_dc": 2.0}, 4)
+    method = build_method("interlude", {"layout": layout, "tau": 0.3, "lambda_dc": 2.0}, Problem(4))
     logits, batch = make_batch(method)
     slot, view = batch.order.rows
 
@@ -52,11 +52,11 @@ def test_interlude_reads_its_rows_in_either_layout(layout: str) -> None:
 
 
 def test_class_weights_are_part_of_the_state_and_are_checked() -> None:
-    method = build_method("interlude", {"class_weights": [1, 2, 3, 4]}, 4)
+    method = build_method("interlude", {"class_weights": [1, 2, 3, 4]}, Problem(4))
     assert method.state_dict()["class_weights"].tolist() == [1, 2, 3, 4]
     for weights in ([1, 2], [1, 2, 3, 0]):
         with pytest.raises(ConfigError, match=r"method\.class_weights must be 4 positive numbers"):
-            build_method("supervised", {"class_weights": weights}, 4)
+            build_method("supervised", {"class_weights": weights}, Problem(4))
 
 
 def test_a_method_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,10 +85,10 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_method_may_run_the_network_itself() -> None:
     class Twice(METHODS["supervised"]):  # type: ignore[misc]
-        def forward(self, model: nn.Module, batch: Batch) -> Losses:
+        def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
             return self.loss(model(batch.images) + model(batch.images), batch)
 
-    method = Twice(METHODS["supervised"].Options(), 4)
+    method = Twice(METHODS["supervised"].Options(), Problem(4))
     logits, batch = make_batch(method)
     expected = F.cross_entropy(2 * logits, batch.labels)
-    torch.testing.assert_close(method(nn.Identity(), batch).total, expected.detach())
+    torch.testing.assert_close(method(nn.Identity(), batch, nn.Identity()).total, expected.detach())

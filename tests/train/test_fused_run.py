@@ -23,12 +23,12 @@ def run_steps(method: str, options: dict, dtype: torch.dtype) -> tuple[list[list
         method={"name": method, **options}, train={"steps": STEPS, "batch": 4, "mu": 3}, optim=CALM
     )
     run = prepare(config)
-    state = TrainState(run.state.model.to(dtype), run.state.method, config.optim)
+    state = TrainState(run.state.model.to(dtype), run.state.method, config.optim, STEPS)
     losses = []
     for step in range(STEPS):
         batch = run.pipeline.batch(step)
         batch = dataclasses.replace(batch, images=batch.images.to(dtype))
-        result = train_step(state, batch, lr=config.optim.lr, total_steps=STEPS)
+        result = train_step(state, batch)
         losses.append([float(result.total.detach()), *(float(v) for v in result.metrics.values())])
     return losses, state.state_dict()
 

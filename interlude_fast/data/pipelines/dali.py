@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from interlude_fast.data.augment import ViewMaker, normalization_table
-from interlude_fast.data.batch import Batch
+from interlude_fast.data.batch import VIEWS, Batch
 from interlude_fast.data.sampler import Plan, Sampler
 from interlude_fast.data.sources import Source
 from interlude_fast.errors import ConfigError, DataError
@@ -156,7 +156,8 @@ class DaliPipeline:
         del views
         self._work_ahead()
         labels, unlabeled = (t.to(device, non_blocking=True) for t in (plan.labels, plan.unlabeled_items))
-        return Batch(images.permute(0, 3, 1, 2), labels, order, unlabeled)
+        at = plan.step.to(device, non_blocking=True)
+        return Batch(images.permute(0, 3, 1, 2), labels, order, unlabeled, at)
 
     def _work_ahead(self) -> None:
         while len(self.feeder.ahead) < DEPTH:
@@ -188,8 +189,14 @@ def build(made_of: Ingredients) -> DaliPipeline:
     """The pipeline on the store's device.
 
     Raises:
-        ConfigError: DALI is not installed, or does not start on the device.
+        ConfigError: the method wants two views of a kind; DALI is not installed, or does not start on the device.
     """
+    wanted = dict.fromkeys((*made_of.sampler.order.labeled_views, *made_of.sampler.order.unlabeled_views))
+    if second := [view for view in wanted if VIEWS.index(view) > 1]:
+        raise ConfigError(
+            "pipeline dali makes one weak and one strong view of an image, and this method wants "
+            f"{' and '.join(second)} too: use --pipeline resident, host or torchvision"
+        )
     try:
         from . import dali_graph
     except ModuleNotFoundError:

@@ -1,0 +1,69 @@
+"""What a network is: an embedding with a fusion point in it, and a classifier."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlude_fast.config import Strict
+
+from .fusion import EmbeddingFusion
+
+
+@dataclass(frozen=True)
+class Shape:
+    """classes: K. channels, side: of the square images."""
+
+    classes: int
+    channels: int = 3
+    side: int = 32
+
+
+class NetworkOptions(Strict):
+    """What every network takes."""
+
+    weights: Path | None = Field(
+        None, description="safetensors file to start from; a classifier of other K is left"
+    )
+
+
+class Network(nn.Module, ABC):
+    """images [N, C, H, W] -> logits [N, K]. Built as `cls(options, shape, fusion)`.
+
+    Class attributes:
+        Options: typed options. classifier: where the last layer's parameters are, the prefix of their names.
+
+    Attributes:
+        fusion: applied to the rows of a batch somewhere inside `embed`.
+        embedding_size: D.
+    """
+
+    Options: ClassVar[type[NetworkOptions]] = NetworkOptions
+    classifier: ClassVar[str] = "fc"
+    fusion: EmbeddingFusion
+    embedding_size: int
+
+    @abstractmethod
+    def embed(self, x: Tensor) -> Tensor:
+        """images [N, C, H, W] -> embeddings [N, D]."""
+
+    @abstractmethod
+    def classify(self, embedding: Tensor) -> Tensor:
+        """embeddings [N, D] -> logits [N, K]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
+
+    def layers(self) -> tuple[tuple[str, ...], ...]:
+        """Prefixes of parameter names, layer by layer from the input on, for layer-wise learning rates; () where
+        there is no such order."""
+        return ()
+
+    def without_decay(self) -> set[str]:
+        """Names of parameters that weight decay spares beside all vectors (biases, norms)."""
+        return set()

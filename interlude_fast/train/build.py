@@ -1,0 +1,33 @@
+"""Method and network of a configuration, as training, evaluation and prediction build them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from interlude_fast.config import Config
+from interlude_fast.errors import ConfigError
+from interlude_fast.methods import Method
+from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
+
+
+def build_network(config: Config, method: Method, shape: Shape) -> Network:
+    """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator."""
+    fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return method.adapt(build_model(config.model.name, config.model.options(), shape, fusion))
+
+
+def refuse_single_rows(config: Config, method: Method, network: nn.Module, rows: int) -> None:
+    """Batch norms cannot learn from one image at a time.
+
+    Raises:
+        ConfigError: the network has some, and a forward pass of a step would hold one row.
+    """
+    fewest = rows if method.forwards == "together" else config.train.batch
+    if fewest == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
+        raise ConfigError(
+            f"train.batch = 1: {config.method.name} would show {config.model.name} one image at a time, and its "
+            "batch norms need at least two; use a larger train.batch"
+        )

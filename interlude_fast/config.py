@@ -1,7 +1,8 @@
 """The configuration: one typed tree, its YAML files, and how flags override them.
 
 Order of precedence, later wins: the defaults here, the preset of the data set (`configs/<data set>/base.yaml`, or
-the published setting `<method>-<labels>.yaml` that extends it), the user's `--config`, then `--set` and flags.
+the published setting `<method>-<labels>.yaml` or `<method>.yaml` that extends it), the user's `--config`, then
+`--set` and flags. A `--config` out of `configs/` has no other preset under it.
 An unknown key is an error that names the nearest known one.
 """
 
@@ -227,8 +228,13 @@ def preset(dataset: str, method: str, labels: int | None) -> dict[str, Any]:
     if "/" in dataset or not (folder / "base.yaml").is_file():
         return {}
     base = read_yaml(folder / "base.yaml")
-    claim = folder / f"{method}-{labels or base.get('data', {}).get('labels')}.yaml"
-    return read_yaml(claim) if claim.is_file() else base
+    labels = labels or base.get("data", {}).get("labels")
+    claims = (folder / f"{method}{suffix}.yaml" for suffix in (f"-{labels}", ""))
+    return next((read_yaml(claim) for claim in claims if claim.is_file()), base)
+
+
+def _is_preset(file: Path | None) -> bool:
+    return file is not None and file.resolve().is_relative_to(configs_folder().resolve())
 
 
 def _section(values: dict[str, Any], key: str, example: str) -> dict[str, Any]:
@@ -250,7 +256,7 @@ def load(file: Path | None = None, overrides: list[dict[str, Any]] | None = None
     dataset, name, labels = data.get("dataset", "digits"), method.get("name", "interlude"), data.get("labels")
     if not isinstance(dataset, str) or not isinstance(name, str):
         raise ConfigError(f"data.dataset and method.name are names, got {dataset!r} and {name!r}")
-    base = preset(dataset, name, labels)
+    base = {} if _is_preset(file) else preset(dataset, name, labels)
     values = _merge(base, asked)
     _one_way_to_choose_labels(asked, values)
     for key in ("model", "method"):

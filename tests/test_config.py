@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 from interlude_fast import config as configuration
 from interlude_fast.config import load, parse_assignment
@@ -104,21 +103,3 @@ def test_bad_files_get_one_line(tmp_path: Path, content: str) -> None:
 
 def test_numbers_in_yaml_1_1_notation() -> None:
     assert parse_assignment("optim.lr=1e-3") == {"optim": {"lr": 1e-3}}
-
-
-@pytest.mark.parametrize("path", PRESETS, ids=lambda p: f"{p.parent.name}/{p.name}")
-def test_every_preset_loads_and_round_trips(path: Path) -> None:
-    config = resolve(load(path))
-    text = configuration.dump(config)
-    again = configuration.validate(configuration.Config, yaml.safe_load(text))
-    assert again == config
-
-
-def test_a_preset_is_a_claim() -> None:
-    """A file of a published setting says how it is run, what it costs, what to expect and where from."""
-    for path in PRESETS:
-        if path.name == "base.yaml":
-            continue
-        head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-        for word in ("Command:", "Time:", "Expected:", "Source:"):
-            assert any(word in line for line in head), f"{path} does not state {word}"

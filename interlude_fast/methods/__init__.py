@@ -44,7 +44,7 @@ def resolve_options(name: str, options: dict[str, Any]) -> Any:
     fields = method_class(name).Options.model_fields
     for key in options.keys() - fields.keys():
         if others := [other for other, method in METHODS.items() if key in method.Options.model_fields]:
-            raise ConfigError(f"method {name} has no option '{key}'; it is one of {', '.join(others)}")
+            raise ConfigError(f"unknown key 'method.{key}': {name} has no such option; {', '.join(others)} have")
     return validate(METHODS[name].Options, options, "method")
 
 

@@ -1,0 +1,75 @@
+"""configs/: every published setting loads, builds, and is what its command trains."""
+
+from __future__ import annotations
+
+import shlex
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from interlude_fast import config as configuration
+from interlude_fast.cli.settings import overrides
+from interlude_fast.cli.train import command as train_command
+from interlude_fast.config import Config, load
+from interlude_fast.data.batch import RowOrder
+from interlude_fast.methods import Problem, build_method
+from interlude_fast.models import Shape
+from interlude_fast.train.build import build_network
+from interlude_fast.train.loop import resolve
+from interlude_fast.train.optim import build_optimizer
+
+FOLDER = configuration.configs_folder()
+PRESETS = sorted(FOLDER.rglob("*.yaml"))
+CLAIMS = [path for path in PRESETS if path.name != "base.yaml"]
+SHAPES = {"cifar100": Shape(100), "stl10": Shape(10, 3, 96), "tmed2": Shape(4, 1, 112), "digits": Shape(10, 1, 16)}
+
+each_preset = pytest.mark.parametrize("path", PRESETS, ids=lambda p: f"{p.parent.name}/{p.name}")
+each_claim = pytest.mark.parametrize("path", CLAIMS, ids=lambda p: f"{p.parent.name}/{p.name}")
+
+
+@cache
+def network(model: str, method: str, dataset: str) -> torch.nn.Module:
+    """On the meta device: the largest ones would take seconds each."""
+    config = Config.model_validate({"model": yaml.safe_load(model), "method": yaml.safe_load(method)})
+    shape = SHAPES.get(dataset, Shape(10))
+    made = build_method(config.method.name, config.method.options(), Problem(shape.classes))
+    with torch.device("meta"):
+        return build_network(config, made, shape)
+
+
+@each_preset
+def test_every_preset_loads_round_trips_and_builds(path: Path) -> None:
+    config = resolve(load(path))
+    again = configuration.validate(Config, yaml.safe_load(configuration.dump(config)))
+    assert again == config
+    shape, t = SHAPES.get(config.data.dataset, Shape(10)), config.train
+    method = build_method(config.method.name, config.method.options(), Problem(shape.classes, 1000, t.steps))
+    RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
+    parts = (yaml.safe_dump(part.model_dump(mode="json")) for part in (config.model, config.method))
+    net = network(*parts, config.data.dataset)
+    build_optimizer(net, config.optim)
+    sample = torch.empty(2, shape.channels, shape.side, shape.side, device="meta")
+    assert net.eval()(sample).shape == (2, shape.classes)
+
+
+@each_claim
+def test_a_preset_is_a_claim(path: Path) -> None:
+    """A file of a published setting says how it is run, what it costs, what to expect and where from; its command
+    trains that setting and no other."""
+    head = "".join(line for line in path.read_text().splitlines(True) if line.startswith("#"))
+    for word in ("# Command:", "# Time:", "# Expected:", "# Source:"):
+        assert word in head
+    (line,) = (line for line in head.splitlines() if line.startswith("# Command:"))
+    _, program, verb, *arguments = shlex.split(line.removeprefix("#"))
+    assert (program, verb) == ("interlude-fast", "train")
+    given = train_command.make_context("train", arguments).params
+    file = given.pop("config_file")
+    text = tuple(a for a in given.pop("assignments") if a != "model.weights=FILE")
+    if file is not None:
+        assert file.parent.name == "configs" or file.parts[0] == "configs"
+        file = FOLDER.parent / file
+    asked = overrides(text, **{k: v for k, v in given.items() if k not in ("run_dir", "resume")})
+    assert resolve(load(file, asked)) == resolve(load(path))

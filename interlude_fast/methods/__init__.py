@@ -1,7 +1,9 @@
-"""The methods: a file each, and a line each in the table below. From outside the package: register_method."""
+"""The methods: a file each, and a line each in the table below. From outside the package: register_method, or an
+entry point of an installed package in the group `interlude_fast.methods`, which the command line finds too."""
 
 from __future__ import annotations
 
+from importlib.metadata import entry_points
 from typing import Any
 
 from interlude_fast.config import validate
@@ -18,7 +20,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def register_method(name: str, method: type[Method]) -> type[Method]:
-    """Make a method of your own known by name, to the configuration and the command line of this process.
+    """Make a method of your own known by name, to the configuration and the commands of this process.
 
     Raises:
         ConfigError: the name is taken by another method.
@@ -29,7 +31,12 @@ def register_method(name: str, method: type[Method]) -> type[Method]:
 
 
 def method_class(name: str) -> type[Method]:
-    """Raises ConfigError where no method has this name."""
+    """Raises ConfigError where no method has this name, or the package that offers it does not load."""
+    for point in entry_points(group="interlude_fast.methods", name=name) if name not in METHODS else ():
+        try:
+            return register_method(name, point.load())
+        except Exception as error:
+            raise ConfigError(f"method '{name}' of {point.value} does not load: {error}") from None
     if name not in METHODS:
         raise unknown("method", name, METHODS)
     return METHODS[name]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import interlude_fast
+from interlude_fast import methods
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.errors import ConfigError
@@ -81,6 +85,30 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
     assert train_run(config, tmp_path / "run").scores["raw"].n == 360
     with pytest.raises(ConfigError, match="registered already"):
         register_method("interlude", Entropy)
+
+
+def test_a_method_of_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip's metadata names it."""
+    point = EntryPoint("twin", "interlude_fast.methods.supervised:Supervised", "interlude_fast.methods")
+    broken = EntryPoint("broken", "interlude_fast.methods.nowhere:Nothing", "interlude_fast.methods")
+    points = {"twin": [point], "broken": [broken]}
+    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
+    monkeypatch.setattr(methods, "entry_points", lambda group, name: points.get(name, []))
+    assert isinstance(build_method("twin", {}, Problem(4)), METHODS["supervised"])
+    with pytest.raises(ConfigError, match=r"method 'broken' of interlude_fast\.methods\.nowhere:Nothing does not"):
+        build_method("broken", {}, Problem(4))
+
+
+def test_the_package_itself_offers_what_a_method_needs() -> None:
+    assert interlude_fast.register_method is register_method
+    assert interlude_fast.Method is Method
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = interlude_fast.nothing
+
+
+def test_options_of_other_methods_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"'method\.alpha': supervised has no such option; interlude.* have"):
+        build_method("supervised", {"alpha": 0.1}, Problem(4))
 
 
 def test_a_method_may_run_the_network_itself() -> None:

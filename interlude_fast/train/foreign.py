@@ -1,0 +1,127 @@
+"""Checkpoints of others: files of `torch.save`, read without executing what they hold.
+
+Such a file is a pickle, and unpickling runs whatever it names. Here nothing of a file runs: the few names that
+tensors need stand for the classes below, and any other for an object that does nothing and is dropped.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interlude_fast.errors import CheckpointError
+
+# Under which names the released programs keep the trained and the averaged network.
+RAW = ("state_dict", "model", "model_state_dict", "net")
+EMA = ("ema_state_dict", "ema_model", "ema", "state_dict_ema")
+
+
+class _StandIn:
+    """What a name in a pickle stands for. A pickle may set the state of anything that it has in hand, so all of
+    them, also as classes, answer to that."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Nothing(_StandIn):
+    """A name that tensors do not need: whatever is done with it, nothing happens."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return object.__new__(cls)
+
+    def append(self, item: Any) -> None: ...
+
+    def extend(self, items: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+
+class _Ordered(dict, _StandIn):
+    """collections.OrderedDict."""
+
+
+class _Tensor(_StandIn):
+    """torch._utils._rebuild_tensor_v2."""
+
+    def __new__(cls, storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
+        return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[attr-defined]
+
+
+class _Parameter(_StandIn):
+    """torch._utils._rebuild_parameter."""
+
+    def __new__(cls, data: Tensor, *rest: Any) -> Any:
+        return data
+
+
+STANDS_FOR: dict[tuple[str, str], type] = {
+    ("collections", "OrderedDict"): _Ordered,
+    ("torch._utils", "_rebuild_tensor"): _Tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_parameter"): _Parameter,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> type:
+        return STANDS_FOR.get((module, name), _Nothing)
+
+
+def _load(file: Any, **settings: Any) -> Any:
+    return _Unpickler(file, **settings).load()
+
+
+def read_foreign(path: Path) -> dict[str, Any]:
+    """What a torch.save file holds, tensors and plain values; everything else is an object that does nothing.
+
+    Raises:
+        CheckpointError: not such a file, damaged, or without names.
+    """
+    harmless = SimpleNamespace(Unpickler=_Unpickler, load=_load, __name__=__name__)
+    try:
+        content = torch.load(path, map_location="cpu", pickle_module=harmless, weights_only=False)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except Exception as error:  # whatever a damaged or forged file makes pickle, zip and torch raise
+        reason = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is not a checkpoint of torch.save, or damaged: {reason[:200]}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no named weights, but a {type(content).__name__}")
+    return content
+
+
+def foreign_networks(path: Path) -> dict[str, dict[str, Tensor]]:
+    """State dicts of a released program's checkpoint: "raw" and, where the file has it, "ema"; names without the
+    prefix of DataParallel. A file that is one state dict is "raw".
+
+    Raises:
+        CheckpointError: as read_foreign, or no state dict in it.
+    """
+    content = read_foreign(path)
+    found = {}
+    for network, keys in (("raw", RAW), ("ema", EMA)):
+        for key in keys:
+            if weights := _weights(content.get(key)):
+                found[network] = weights
+                break
+    if not found and (weights := _weights(content)):
+        found["raw"] = weights
+    if not found:
+        raise CheckpointError(
+            f"{path} holds no weights under {', '.join((*RAW, *EMA))}; it has {', '.join(map(str, content))[:200]}"
+        )
+    return found
+
+
+def _weights(value: Any) -> dict[str, Tensor]:
+    """The tensors of a state dict; {} where it is none."""
+    if not isinstance(value, dict):
+        return {}
+    return {str(k).removeprefix("module."): v for k, v in value.items() if isinstance(v, Tensor)}

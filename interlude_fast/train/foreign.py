@@ -51,7 +51,7 @@ class _Tensor(_StandIn):
     """torch._utils._rebuild_tensor_v2."""
 
     def __new__(cls, storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
-        return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[attr-defined]
+        return torch._utils._rebuild_tensor(storage, offset, size, stride)
 
 
 class _Parameter(_StandIn):

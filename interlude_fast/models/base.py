@@ -28,7 +28,7 @@ class NetworkOptions(Strict):
     """What every network takes."""
 
     weights: Path | None = Field(
-        None, description="safetensors file to start from; a classifier of other K is left"
+        None, description="safetensors file to start from; a classifier of other K is left (models/weights.py)"
     )
 
 
@@ -36,15 +36,16 @@ class Network(nn.Module, ABC):
     """images [N, C, H, W] -> logits [N, K]. Built as `cls(options, shape, fusion)`.
 
     Class attributes:
-        Options: typed options. classifier: where the last layer's parameters are, the prefix of their names.
+        Options: typed options.
 
     Attributes:
+        classifier: where the last layer's parameters are, the prefix of their names.
         fusion: applied to the rows of a batch somewhere inside `embed`.
         embedding_size: D.
     """
 
     Options: ClassVar[type[NetworkOptions]] = NetworkOptions
-    classifier: ClassVar[str] = "fc"
+    classifier: str = "fc"
     fusion: EmbeddingFusion
     embedding_size: int
 
@@ -63,6 +64,10 @@ class Network(nn.Module, ABC):
         """Prefixes of parameter names, layer by layer from the input on, for layer-wise learning rates; () where
         there is no such order."""
         return ()
+
+    def fit_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A weight file's tensors under this network's names and, where there is a rule for it, in its shapes."""
+        return weights
 
     def without_decay(self) -> set[str]:
         """Names of parameters that weight decay spares beside all vectors (biases, norms)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from interlude_fast.ops import circular_shift_fusion
@@ -22,6 +24,13 @@ class EmbeddingFusion(nn.Module):
         if self.alpha == 0 or not (self.training or self.at_eval):
             return x
         return circular_shift_fusion(x, self.alpha)
+
+    def attach(self, module: nn.Module) -> None:
+        """Fuse the first argument of `module`'s forward, in networks whose forward is not ours."""
+        module.register_forward_pre_hook(self._fuse_first)  # a bound method: a copied network fuses by its own
+
+    def _fuse_first(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self(arguments[0]), *arguments[1:]
 
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, at_eval={self.at_eval}"

@@ -1,9 +1,11 @@
-"""Wide residual networks in the parametrization of the released InterLUDE code (docs/equations.md).
+"""Wide residual networks in the forms that InterLUDE, TorchSSL, USB and Mixup-LR released (docs/networks.md).
 
-Parameter names are the released ones: conv1, block<s>.layer.<i>.{bn1,conv1,bn2,conv2,convShortcut}, bn1, fc.
+Parameter names are InterLUDE's: conv1, block<s>.layer.<i>.{bn1,conv1,bn2,conv2,convShortcut}, bn1, fc.
 """
 
 from __future__ import annotations
+
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -15,17 +17,40 @@ from .base import Network, NetworkOptions, Shape
 from .fusion import EmbeddingFusion
 
 
+class Form(NamedTuple):
+    """What the released codes differ in: where convolutions have biases, and the eps of batch norms."""
+
+    stem_bias: bool
+    block_bias: bool
+    block_eps: float
+    final_eps: float
+
+
+FORMS = {
+    "interlude": Form(False, False, 1e-5, 1e-5),
+    "torchssl": Form(True, True, 1e-3, 1e-3),
+    "usb": Form(True, False, 1e-5, 1e-3),
+    "mixup_lr": Form(False, False, 1e-5, 1e-5),
+}
+
+
 class WideResNetOptions(NetworkOptions):
     """Depth counts as the papers do: 6n+4 for three stages; four stages take 6n+4 (released code) or 8n+5."""
 
+    form: Literal["interlude", "torchssl", "usb", "mixup_lr"] = Field("interlude", description="whose network")
     depth: int = Field(28, ge=10, le=1000)
     width: int = Field(2, ge=1, le=64)
     stages: int = Field(3, ge=3, le=4)
     first_stride: int = Field(1, ge=1, le=2, description="2 for 96 px (STL-10)")
     leaky_slope: float = Field(0.1, ge=0)
     bn_momentum: float = Field(0.001, gt=0, le=1, description="torch's convention: the share of the new batch")
-    bn_eps: float = Field(1e-5, gt=0)
+    bn_eps: float | None = Field(None, gt=0, description="of every batch norm; None: the form's")
     fusion_stage: int | None = Field(None, ge=1, le=4, description="fuse this stage's input; None: the last's")
+
+    def parametrization(self) -> Form:
+        """The form's biases and eps, the latter as `bn_eps` says where it does."""
+        form = FORMS[self.form]
+        return form if self.bn_eps is None else form._replace(block_eps=self.bn_eps, final_eps=self.bn_eps)
 
     def blocks_per_stage(self) -> int:
         blocks, rest = divmod(self.depth - 4, 6)
@@ -49,14 +74,15 @@ class Block(nn.Module):
     def __init__(self, o: WideResNetOptions, inputs: int, outputs: int, stride: int, is_first: bool) -> None:
         super().__init__()
         self.slope = o.leaky_slope
-        self.bn1 = nn.BatchNorm2d(inputs, o.bn_eps, o.bn_momentum)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs, o.bn_eps, o.bn_momentum)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        _, bias, eps, _ = o.parametrization()
+        self.bn1 = nn.BatchNorm2d(inputs, eps, o.bn_momentum)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
+        self.bn2 = nn.BatchNorm2d(outputs, eps, o.bn_momentum)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=bias)
         self.same_shape = inputs == outputs and stride == 1
         self.activates_before_split = is_first and not self.same_shape
         if not self.same_shape:
-            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=False)
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same_shape:
@@ -107,14 +133,15 @@ class WideResNet(Network):
         self.fusion, self.fusion_stage = fusion, options.fusion_stage or options.stages
         if self.fusion_stage > self.stages:
             raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
-        self.conv1 = nn.Conv2d(shape.channels, 16, 3, 1, 1, bias=False)
+        form = options.parametrization()
+        self.conv1 = nn.Conv2d(shape.channels, 16, 3, 1, 1, bias=form.stem_bias)
         inputs = 16
         for s in range(1, self.stages + 1):
             outputs = 16 * options.width * 2 ** (s - 1)
             stride = options.first_stride if s == 1 else 2
             self.add_module(f"block{s}", Stage(options, inputs, outputs, stride, is_first=s == 1))
             inputs = outputs
-        self.bn1 = nn.BatchNorm2d(inputs, options.bn_eps, options.bn_momentum)
+        self.bn1 = nn.BatchNorm2d(inputs, form.final_eps, options.bn_momentum)
         self.embedding_size = inputs
         self.fc = nn.Linear(inputs, shape.classes)
         self.apply(self._initialize)

@@ -88,7 +88,7 @@ def predict(
     config, how = folder.config(), Preprocessing.from_dict(folder.read_json("preprocessing.json"))
     where = resolve_device(device or "auto")
     method = build_method(config.method.name, config.method.options(), Problem(len(how.classes)))
-    network = build_network(config, method, Shape(len(how.classes), how.channels, how.size))
+    network = build_network(config, method, Shape(len(how.classes), how.channels, how.size), fresh=False)
     network.fusion.at_eval = False
     load_weights(network, folder, "ema")
     network = network.to(where).to(memory_format=torch.channels_last)

@@ -11,12 +11,16 @@ from interlude_fast.methods import Method
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
 
 
-def build_network(config: Config, method: Method, shape: Shape) -> Network:
-    """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator."""
+def build_network(config: Config, method: Method, shape: Shape, *, fresh: bool = True) -> Network:
+    """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator.
+
+    Args:
+        fresh: False where a run's own weights are put into it: those that it once started from are not wanted.
+    """
     fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return method.adapt(build_model(config.model.name, config.model.options(), shape, fusion))
+        return method.adapt(build_model(config.model.name, config.model.options(), shape, fusion, fresh=fresh))
 
 
 def refuse_single_rows(config: Config, method: Method, network: nn.Module, rows: int) -> None:

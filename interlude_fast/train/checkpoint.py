@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from interlude_fast.errors import CheckpointError
+from interlude_fast.models.weights import load_tensors
 
 from .state import TrainState
 
@@ -47,21 +47,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file, written atomically."""
     write_atomically(path, save({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, metadata))
-
-
-def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        CheckpointError: the file is missing, cut short, or something else.
-    """
-    try:
-        with safe_open(str(path), framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} does not exist") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is cut short or not a safetensors file ({error})") from None
 
 
 def fingerprint(config: dict[str, Any]) -> str:

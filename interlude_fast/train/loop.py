@@ -108,6 +108,8 @@ def resolve(config: Config) -> Config:
     """
     model, method = config.model, config.method
     model_options = resolve_model_options(model.name, model.options())
+    if model_options.weights is not None:
+        model_options.weights = model_options.weights.absolute()
     method_options = resolve_method_options(method.name, method.options())
     data = config.data
     paths = {name: path.absolute() for name in PATHS if (path := getattr(data, name)) is not None}
@@ -155,7 +157,8 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     """Build a run: source -> split -> store, sampler and pipeline -> model and method -> state.
 
     Args:
-        split_file: a split to replay, whatever the configuration says; a run that goes on names its own.
+        split_file: a split to replay, whatever the configuration says. A run that goes on or is evaluated names
+            its own; its weights are the caller's to load, so those that it started from are not read.
 
     Raises:
         ConfigError, DataError: a setting or a data set that does not fit.
@@ -166,7 +169,8 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     precision = resolve_precision(t.precision, device)
     source, split = load_data(config, progress, split_file)
     method = build_method(config.method.name, config.method.options(), problem(source, split, t.steps)).to(device)
-    model = build_network(config, method, Shape(len(source.classes), source.channels, source.size))
+    shape = Shape(len(source.classes), source.channels, source.size)
+    model = build_network(config, method, shape, fresh=split_file is None)
     model = model.to(device).to(memory_format=torch.channels_last)
     order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
     refuse_single_rows(config, method, model, order.count)

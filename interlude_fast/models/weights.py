@@ -1,0 +1,64 @@
+"""Weight files that a network starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from interlude_fast.errors import CheckpointError, ConfigError
+
+from .base import Network
+
+
+def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the file is missing, cut short, or something else.
+    """
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is cut short or not a safetensors file ({error})") from None
+
+
+@torch.no_grad()
+def start_from(network: Network, path: Path) -> None:
+    """Put a file's weights into a network. Its classifier keeps its fresh values where the file has none or one
+    of another shape (K differs).
+
+    Raises:
+        ConfigError: no such file, or it is another network's: the first name that tells so.
+    """
+    try:
+        weights = network.fit_weights(load_tensors(path)[0])
+    except CheckpointError as error:
+        raise ConfigError(f"model.weights: {error}") from None
+    own = network.state_dict()
+    head = {name for name in own if name.startswith(f"{network.classifier}.")}
+    if any(name not in weights or weights[name].shape != own[name].shape for name in head):
+        own, weights = ({n: v for n, v in side.items() if n not in head} for side in (own, weights))
+    _refuse_another_network(path, own, weights)
+    for name, value in weights.items():
+        own[name].copy_(value)
+
+
+def _refuse_another_network(path: Path, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+    advice = "set model.name and its options to those of the network that the file was saved from"
+    for name, value in own.items():
+        if name not in weights:
+            # Files of old torch versions lack the counter, which only batch norms without momentum read.
+            if not name.endswith("num_batches_tracked"):
+                raise ConfigError(f"model.weights: {path} lacks {name} of this network; {advice}")
+        elif weights[name].shape != value.shape:
+            theirs, ours = list(weights[name].shape), list(value.shape)
+            raise ConfigError(f"model.weights: {name} is {theirs} in {path} and {ours} in this network; {advice}")
+    for name in weights:
+        if name not in own:
+            raise ConfigError(f"model.weights: {path} holds {name}, which this network has not; {advice}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from .errors import ConfigError, nearest
 
@@ -72,6 +72,8 @@ class DataConfig(Strict):
     fit: Fit = Field("crop", description="how files become square (data/images.py)")
     max_unreadable: float = Field(0.05, ge=0, le=1, description="share of unreadable files that is only skipped")
     cache: Path | None = Field(None, description="folder of prepared images; None: data/cache.py's default")
+    mean: list[float] | None = Field(None, description="per channel, of images in [0, 1]; None: the data set's")
+    std: list[PositiveFloat] | None = Field(None, description="the same")
     pipeline: Literal["auto", "resident", "host", "dali", "torchvision"] = "auto"
     workers: int | None = Field(None, ge=0, description="processes or threads that make batches; None: all cores")
     split: SplitConfig = Field(default_factory=SplitConfig)

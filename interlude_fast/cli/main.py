@@ -24,6 +24,7 @@ COMMANDS = {
     "data": "data",
     "doctor": "doctor",
     "eval": "evaluate",
+    "import": "importing",
     "parity": "parity",
     "predict": "predict",
     "train": "train",

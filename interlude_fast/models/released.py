@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -51,6 +51,8 @@ RULES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {
     ("semimeta", "shake_shake"): SHAKE_SHAKE + LINEAR_FC,
 }
 
+HEADS = ("fc.weight", "classifier.weight", "classifier.0.weight", "head.weight")
+
 
 def our_name(key: str, source: Source, network: str) -> str:
     """Our name of the parameter or buffer that `source` calls `key`, with or without DataParallel's `module.`.
@@ -79,3 +81,49 @@ def from_released(state: Mapping[str, Tensor], source: Source, network: str) -> 
         CheckpointError: as our_name.
     """
     return {our_name(key, source, network): value for key, value in state.items()}
+
+
+class Released(NamedTuple):
+    """What a released state dictionary is of: its program, our network and options that fit it, and K."""
+
+    source: Source
+    network: str
+    options: dict[str, Any]
+    classes: int
+
+
+def identify(state: Mapping[str, Tensor]) -> Released:
+    """By the names and shapes in it. What weights do not tell, such as a first stride, is not among the options.
+
+    Raises:
+        CheckpointError: it is none of those above.
+    """
+    shapes = {key.removeprefix("module."): tuple(value.shape) for key, value in state.items()}
+    classes = next((shapes[k][0] for k in HEADS if len(shapes.get(k, ())) == 2), 0)
+    if not classes:
+        raise CheckpointError(f"no classifier of a known network ({', '.join(HEADS)}) is among the weights")
+    if "patch_embed.proj.weight" in shapes:
+        width, _, patch, _ = shapes["patch_embed.proj.weight"]
+        size = {192: "tiny", 384: "small", 768: "base"}.get(width)
+        if size is None:
+            raise CheckpointError(f"a vision transformer of width {width} is none of USB's (192, 384, 768)")
+        return Released("usb", "vit", {"size": size, "patch": patch}, classes)
+    if "block1.0.weight" in shapes:
+        return Released("semimeta", "conv_large", {}, classes)
+    if "layer1.0.conv_a1.weight" in shapes:
+        return Released("semimeta", "shake_shake", {"width": shapes["layer1.0.conv_a1.weight"][0]}, classes)
+    if "block1.layer.0.conv1.weight" in shapes:
+        return _wideresnet(shapes, classes)
+    raise CheckpointError("the weights are of no network that is known here (docs/networks.md)")
+
+
+def _wideresnet(shapes: dict[str, tuple[int, ...]], classes: int) -> Released:
+    stages = sum(f"block{s}.layer.0.conv1.weight" in shapes for s in range(1, 5))
+    blocks = sum(re.fullmatch(r"block1\.layer\.\d+\.conv1\.weight", key) is not None for key in shapes)
+    source: Source = "usb" if "classifier.weight" in shapes else "interlude"
+    if "block1.layer.0.conv1.bias" in shapes:
+        source = "torchssl"
+    width = shapes["block1.layer.0.conv1.weight"][0] // 16
+    return Released(
+        source, "wideresnet", {"form": source, "depth": 6 * blocks + 4, "width": width, "stages": stages}, classes
+    )

@@ -84,7 +84,7 @@ def train_run(
         RunDirectory.refuse_existing(directory)
         run, step = prepare(config, RichProgress(screen)), 0
         folder = RunDirectory.create(directory or default_directory(config, len(run.split.labeled)))
-        _write_passport(folder, run)
+        write_passport(folder, run)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
     title = f"{run.source.name} {run.config.method.name}"
     chosen = f"pipeline: {run.pipeline_choice}"
@@ -116,7 +116,7 @@ def _to_resume(directory: Path | None) -> RunDirectory:
     return RunDirectory.open(directory)
 
 
-def _write_passport(folder: RunDirectory, run: Run) -> None:
+def write_passport(folder: RunDirectory, run: Run) -> None:
     folder.write("config.yaml", dump(run.config))
     used = {"precision_used": run.precision, "pipeline": run.pipeline_choice}
     folder.write("passport.json", {"command": sys.argv, **used, **passport()})

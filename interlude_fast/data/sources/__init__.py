@@ -219,4 +219,8 @@ def load_source(options: DataConfig, progress: Any = None) -> Source:
                 "your own images: --dataset folder, csv or npz"
             )
     source: Source = module.load(options, progress)
-    return source.hide_classes(options.split.unknown_classes).check()
+    source = source.hide_classes(options.split.unknown_classes).check()
+    for key, asked in (("mean", options.mean), ("std", options.std)):
+        if asked is not None and len(asked) != source.channels:
+            raise ConfigError(f"data.{key} = {asked}: the images of {name} have {source.channels} channels")
+    return replace(source, mean=tuple(options.mean or source.mean), std=tuple(options.std or source.std))

@@ -1,0 +1,37 @@
+"""`interlude-fast import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from .main import one_line_errors
+from .settings import PATH, data_options, overrides
+
+
+@click.command("import")
+@click.argument("file", type=PATH)
+@data_options
+@click.option("--out", type=PATH, required=True, help="Folder of the run that is made; it must not exist yet.")
+@one_line_errors
+def command(file: Path, out: Path, config_file: Path | None, assignments: tuple[str, ...], **flags: Any) -> None:
+    """Turn a checkpoint of InterLUDE's, TorchSSL's, USB's, Mixup-LR's or SemiMeta's released code into a run
+    directory: its weights, with the data set and the settings named here. Nothing in FILE is executed.
+
+    E.g.: interlude-fast import model_best.pth --dataset cifar10 --labels 250 --out runs/theirs
+    """
+    from interlude_fast.data.progress import RichProgress
+    from interlude_fast.report.importing import import_checkpoint
+
+    asked = overrides(assignments, **flags)
+    progress = RichProgress(Console(stderr=True))
+    made = import_checkpoint(file, asked, out, config_file=config_file, progress=progress)
+    options = ", ".join(f"{k} {v}" for k, v in made.released.options.items())
+    what = f"{made.released.network} ({options}), {made.released.classes} classes"
+    click.echo(f"{what}: {' and '.join(made.networks)} weights")
+    if len(made.networks) == 1:
+        click.echo("the file has one network: it stands for the raw and the EMA one")
+    click.echo(f"try it: interlude-fast eval {made.directory}")

@@ -1,0 +1,95 @@
+"""Checkpoints of the released programs as run directories of ours: weights only."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from interlude_fast.config import Config, load
+from interlude_fast.data.progress import Progress
+from interlude_fast.errors import CheckpointError
+from interlude_fast.models.released import Released, from_released, identify
+from interlude_fast.train.checkpoint import save_tensors
+from interlude_fast.train.foreign import foreign_networks
+from interlude_fast.train.loop import Run, prepare
+
+from .run import write_passport
+from .run_directory import RunDirectory
+
+# What a released program normalizes with where it is not what the data set has here.
+MEAN_STD = {("usb", "cifar10"): ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """directory: of the run. released: what was found. networks: "raw", "ema", as far as the file has them."""
+
+    directory: Path
+    released: Released
+    networks: tuple[str, ...]
+
+
+def import_checkpoint(
+    file: Path,
+    overrides: list[dict[str, Any]],
+    directory: Path,
+    *,
+    config_file: Path | None = None,
+    progress: Progress | None = None,
+) -> Imported:
+    """Put the networks of a released InterLUDE, TorchSSL, USB, Mixup-LR or SemiMeta checkpoint into a new run
+    directory, which eval and predict then take. Nothing in the file is executed.
+
+    Args:
+        overrides: nested settings, as config.load takes them: the data set, and what the weights do not tell.
+
+    Raises:
+        CheckpointError: not such a file, or weights that do not fit the data set or each other.
+        ConfigError, DataError: as prepare.
+    """
+    RunDirectory.refuse_existing(directory)
+    found = foreign_networks(file)
+    try:
+        released = identify(next(iter(found.values())))
+        weights = {n: from_released(state, released.source, released.network) for n, state in found.items()}
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    run = prepare(_config(released, config_file, overrides), progress)
+    if len(run.source.classes) != released.classes:
+        raise CheckpointError(
+            f"{file} tells {released.classes} classes apart, but {run.source.name} has {len(run.source.classes)}"
+        )
+    for name, network in run.networks().items():
+        _put(file, network, weights.get(name) or next(iter(weights.values())))
+    _write(directory, run, file, found)
+    return Imported(directory, released, tuple(found))
+
+
+def _config(released: Released, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
+    """The data set's settings with the network that was found, then what the user says."""
+    config = load(file, [{"method": {"name": "supervised"}}, *overrides])
+    statistics = MEAN_STD.get((released.source, config.data.dataset))
+    data = dict(zip(("mean", "std"), statistics, strict=True)) if statistics else {}
+    model = {"name": released.network, **released.options}
+    return load(file, [{"method": {"name": "supervised"}, "model": model, "data": data}, *overrides])
+
+
+def _put(file: Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{file}: the weights do not fit the network: {detail}") from None
+
+
+def _write(directory: Path, run: Run, file: Path, found: dict[str, Any]) -> None:
+    folder = RunDirectory.create(directory)
+    write_passport(folder, run)
+    for name, network in run.networks().items():
+        save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    folder.write("imported.json", {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})

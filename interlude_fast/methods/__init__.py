@@ -10,11 +10,17 @@ from interlude_fast.config import validate
 from interlude_fast.errors import ConfigError, unknown
 
 from .base import Losses, Method, Problem
+from .flexmatch import FlexMatch
+from .freematch import FreeMatch
 from .interlude import Interlude
+from .softmatch import SoftMatch
 from .supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
+    "flexmatch": FlexMatch,
+    "freematch": FreeMatch,
     "interlude": Interlude,
+    "softmatch": SoftMatch,
     "supervised": Supervised,
 }
 

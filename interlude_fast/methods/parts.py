@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
+from .base import Losses
+
 
 def class_weight_tensor(weights: list[float] | None, num_classes: int) -> Tensor | None:
     """Option `class_weights` as a tensor [K].
@@ -32,6 +34,38 @@ def ramp(step: Tensor, length: float) -> Tensor:
     return torch.ones_like(step, dtype=torch.float64) if length <= 0 else (step.double() / length).clamp(max=1)
 
 
+def combine(labeled: Tensor, unlabeled: Tensor, weight: Tensor | float, **metrics: Tensor) -> Losses:
+    """labeled + weight * unlabeled, two scalar losses, with both among the metrics."""
+    weight = weight.to(labeled.dtype) if isinstance(weight, Tensor) else weight
+    metrics = {"loss_labeled": labeled, "loss_unlabeled": unlabeled, **metrics}
+    return Losses(labeled + weight * unlabeled, {name: value.detach() for name, value in metrics.items()})
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 where it is float16 or bfloat16, in which losses would be too coarse."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def update_average(average: Tensor, now: Tensor, momentum: float) -> None:
+    """average <- momentum * average + (1 - momentum) * now, in place and in the dtype of the average."""
+    average.mul_(momentum).add_(now.detach().to(average.dtype), alpha=1 - momentum)
+
+
+def class_shares(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Share of each class [K] among targets int64 [N]."""
+    return F.one_hot(target, num_classes).to(dtype).mean(0)
+
+
+def normalized(x: Tensor) -> Tensor:
+    """x [..., K], not negative, over its sum along the last axis."""
+    return x / x.sum(-1, keepdim=True)
+
+
+def inverse(x: Tensor) -> Tensor:
+    """1 / x, and 0 where x is 0."""
+    return torch.where(x == 0, 0, 1 / x)
+
+
 def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """softmax of logits [N, K] without gradient, its largest value c [N] and where that is [N] (int64)."""
     q = logits.detach().softmax(-1)
@@ -47,8 +81,7 @@ def masked_cross_entropy(logits: Tensor, target: Tensor, weight: Tensor) -> Tens
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:
     """p [N, K] to the power 1 / temperature, rows normalized to 1."""
-    powered = p ** (1 / temperature)
-    return powered / powered.sum(-1, keepdim=True)
+    return normalized(p ** (1 / temperature))
 
 
 def mixup_strength(a: float, *shape: int, like: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
+import random
 from importlib.metadata import EntryPoint
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,21 +23,77 @@ from tests.helpers import small_config
 BOTH = ("weak", "strong")
 
 
+PROBLEM = Problem(4, unlabeled=9, steps=10)
+
+
 def make_batch(method: Method, batch: int = 3, mu: int = 2, classes: int = 4) -> tuple[Tensor, Batch]:
     order = RowOrder(batch, mu, method.labeled_views, method.unlabeled_views, method.layout)
     logits = torch.randn(order.count, classes, dtype=torch.float64, requires_grad=True)
-    return logits, Batch(logits.detach(), torch.arange(batch) % classes, order, torch.empty(0), torch.tensor(0))
+    items = torch.arange(batch * mu).reshape(batch, mu)
+    return logits, Batch(logits.detach(), torch.arange(batch) % classes, order, items, torch.tensor(3))
+
+
+def small_network(seed: int = 0) -> nn.Module:
+    """Rows of four numbers -> logits of four classes, through a batch norm, as a network of images would have."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+@pytest.mark.parametrize("mu", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_are_differentiable_and_metrics_are_not(name: str, mu: int) -> None:
+    method, network = build_method(name, {}, PROBLEM), small_network()
+    ema = small_network(1).requires_grad_(False).eval()
+    losses = method(network, make_batch(method, mu=mu)[1], ema)
+    losses.total.backward()
+    assert losses.total.dtype == torch.float64
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert not any(m.requires_grad or m.ndim for m in losses.metrics.values())
+    assert not any(module.training for module in ema.modules())
+    assert all(module.training for module in network.modules())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_losses_are_differentiable_and_metrics_are_not(name: str) -> None:
-    method = build_method(name, {}, Problem(4))
-    logits, batch = make_batch(method)
-    losses = method.loss(logits, batch)
+def test_running_statistics_see_one_forward_pass_and_those_of_the_ema_none(name: str) -> None:
+    method, network = build_method(name, {}, PROBLEM), small_network()
+    ema = small_network(1).requires_grad_(False).eval()
+    before = {key: value.clone() for key, value in ema.state_dict().items()}
+    method(network, make_batch(method)[1], ema)
+    assert network[1].num_batches_tracked == 1
+    assert all(torch.equal(value, before[key]) for key, value in ema.state_dict().items())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_losses_of_half_precision_logits_are_single(name: str) -> None:
+    method, network = build_method(name, {}, PROBLEM), small_network().float()
+    ema = small_network(1).float().requires_grad_(False).eval()
+    batch = make_batch(method)[1]
+    batch = dataclasses.replace(batch, images=batch.images.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = method(network, batch, ema)
     losses.total.backward()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-    assert not any(m.requires_grad for m in losses.metrics.values())
+    assert losses.total.dtype == torch.float32
+    assert all(v.isfinite() for v in (losses.total, *losses.metrics.values()))
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_state_is_all_that_the_next_step_depends_on(name: str) -> None:
+    """A method that took another's state goes on as that one does, and draws from torch's generators alone."""
+    network, ema = small_network(), small_network(1).requires_grad_(False).eval()
+    first, second = (build_method(name, {}, PROBLEM) for _ in range(2))
+    first(network, make_batch(first)[1], ema)
+    second.load_state_dict(first.state_dict())
+    batch, totals = make_batch(first)[1], []
+    random.seed(0), np.random.seed(0)
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    for method in (first, second):
+        torch.manual_seed(5)
+        totals.append(method(copy.deepcopy(network), batch, ema).total)
+    assert torch.equal(*totals)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
 
 
 @pytest.mark.parametrize("layout", ["interdigitated", "separate"])

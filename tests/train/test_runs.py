@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 
 from interlude_fast.errors import CheckpointError, ConfigError, NonFiniteLossError
+from interlude_fast.methods import METHODS
 from interlude_fast.report import compare, evaluate_run, train_run
 from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train import loop
@@ -88,7 +89,7 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path: Path) -> None:
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-@pytest.mark.parametrize("method", ["interlude", "supervised"])
+@pytest.mark.parametrize("method", METHODS)
 def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     config = small_config(method={"name": method})
     train_run(config, tmp_path / "whole")

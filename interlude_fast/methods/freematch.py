@@ -1,0 +1,100 @@
+"""FreeMatch (Wang et al., ICLR 2023): a self-adaptive threshold and self-adaptive fairness."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlude_fast.config import Strict
+from interlude_fast.data.batch import Batch
+
+from .base import Losses, Method, Problem
+from .parts import (
+    class_shares,
+    combine,
+    inverse,
+    masked_cross_entropy,
+    normalized,
+    pseudo_labels,
+    update_average,
+    wide,
+)
+
+
+class FreeMatchOptions(Strict):
+    lambda_u: float = Field(1.0, ge=0)
+    lambda_f: float = Field(0.01, ge=0, description="weight of fairness; USB's configurations: 0.001")
+    momentum: float = Field(0.999, ge=0, lt=1, description="of the running confidence and class shares")
+    use_quantile: bool = Field(False, description="the 0.8-quantile of the confidences instead of their mean")
+    clip: float = Field(1.0, ge=0, le=1, description="upper bound of the global threshold; USB's SVHN runs: 0.95")
+    clamp: tuple[float, float] = Field(
+        (0, 1), description="bounds of all thresholds; TorchSSL's SVHN runs: 0.9, 0.95"
+    )
+
+
+class SelfAdaptiveThreshold(nn.Module):
+    """Running means, at first 1 / K: of the confidence (scalar), of the predictions (mean [K]) and of the
+    histogram of their largest classes (histogram [K])."""
+
+    confidence: Tensor
+    mean: Tensor
+    histogram: Tensor
+
+    def __init__(
+        self, classes: int, momentum: float = 0.999, use_quantile: bool = False, clip: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.momentum, self.use_quantile, self.clip = momentum, use_quantile, clip
+        self.register_buffer("confidence", torch.tensor(1 / classes))
+        self.register_buffer("mean", torch.full((classes,), 1 / classes))
+        self.register_buffer("histogram", torch.full((classes,), 1 / classes))
+
+    @torch.no_grad()
+    def update(self, q: Tensor, confidence: Tensor, target: Tensor) -> None:
+        """Take in predictions q [N, K], their largest value [N] and where it is, int64 [N]; before forward."""
+        now = confidence.quantile(0.8) if self.use_quantile else confidence.mean()
+        update_average(self.confidence, now, self.momentum)
+        self.confidence.clamp_(max=self.clip)
+        update_average(self.mean, q.mean(0), self.momentum)
+        update_average(self.histogram, class_shares(target, q.shape[1], q.dtype), self.momentum)
+
+    def forward(self, target: Tensor) -> Tensor:
+        """Threshold [N] of rows predicted as target, int64 [N]: confidence * mean_target / max mean."""
+        return (self.confidence * self.mean / self.mean.max())[target]
+
+
+def fairness(logits: Tensor, mask: Tensor, threshold: SelfAdaptiveThreshold, eps: float) -> Tensor:
+    """sum_k P_k log(Q_k + eps), to be minimized and possibly negative; 0 where no row is selected. With 1/0 = 0,
+    P = normalize(mean / histogram) of the threshold, Q = normalize(mean softmax(z) / hist(argmax z)) of the
+    selected rows of logits z [N, K], those of mask [N] 1. Gradient through the mean in Q only."""
+    p, mask = logits.softmax(-1), mask.to(logits.dtype)
+    count, one_hot = mask.sum(), F.one_hot(logits.argmax(-1), logits.shape[1]).to(p.dtype)
+    mean, histogram = ((mask[:, None] * x).sum(0) / count.clamp(min=1) for x in (p, one_hot))
+    wanted = normalized(threshold.mean * inverse(threshold.histogram)).to(p.dtype)
+    found = mean * inverse(histogram)
+    found = found / torch.where(count > 0, found.sum(), 1)  # a gradient of 0 / 0 would outlast the last line
+    return torch.where(count > 0, (wanted * (found + eps).log()).sum(), 0)
+
+
+class FreeMatch(Method):
+    Options = FreeMatchOptions
+    unlabeled_views = ("weak", "strong")
+
+    def __init__(self, options: FreeMatchOptions, problem: Problem) -> None:
+        super().__init__(options, problem)
+        o = options
+        self.threshold = SelfAdaptiveThreshold(problem.num_classes, o.momentum, o.use_quantile, o.clip)
+
+    def loss(self, logits: Tensor, batch: Batch) -> Losses:
+        labeled, weak, strong = batch.split(wide(logits))
+        q, confidence, target = pseudo_labels(weak)
+        self.threshold.update(q, confidence, target)
+        mask = (confidence >= self.threshold(target).clamp(*self.options.clamp)).to(strong.dtype)
+        fair = fairness(strong, mask, self.threshold, eps=1e-12)
+        supervised = F.cross_entropy(labeled, batch.labels)
+        unsupervised = masked_cross_entropy(strong, target, mask)
+        rates = {"loss_fairness": fair, "mask_rate": mask.mean()}
+        total, metrics = combine(supervised, unsupervised, self.options.lambda_u, **rates)
+        return Losses(total + self.options.lambda_f * fair, metrics)

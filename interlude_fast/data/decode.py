@@ -7,7 +7,6 @@ import hashlib
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from .images import (
     shown,
     strict_pillow,
 )
+from .processes import start_process, take_output
 
 # From so many files on, processes: Pillow decodes outside the interpreter's lock, but opening a small file is
 # Python, and threads do that one at a time (bench/prepare.py). Fewer are done before processes have begun.
@@ -180,8 +180,7 @@ def for_each(
 ) -> None:
     """collect(job, work(job)) for all jobs, work on all cores, collect in this thread as they end.
 
-    processes: work, a module's function, is done in other processes. They import no more than this module: not
-        the caller's main module, as multiprocessing would, which unguarded scripts do not survive.
+    processes: work, a module's function, is done in other processes, which import no more than this module.
 
     Raises:
         What work and collect raise, when work that was under way has ended; jobs not begun are dropped.
@@ -225,18 +224,10 @@ class _Process:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self.process is None:
-            start = f"import sys; sys.path[:] = {sys.path!r}; import {__name__} as worker; worker.serve()"
-            # A process per core: numpy's own threads would only stand in the way.
-            env = {**os.environ, **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")}
-            pipe = subprocess.PIPE
-            # Ctrl-C is for the parent. The child inherits this from its first instruction on, before any import.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-            try:
-                self.process = subprocess.Popen([sys.executable, "-c", start], stdin=pipe, stdout=pipe, env=env)
+            try:  # one per core: numpy's own threads would only stand in the way
+                self.process = start_process(__name__, threads=1)
             except OSError as error:
                 raise DataError(f"no process to read images in: {error.strerror or error}") from None
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return self.process
 
     def __call__(self, work: Callable[[Any], Any], job: Any) -> Any:
@@ -264,8 +255,7 @@ class _Process:
 
 def serve() -> None:
     """The other end of a _Process: jobs from standard input until it closes, answers to standard output."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    answers = take_output()
     with strict_pillow():
         while True:
             try:

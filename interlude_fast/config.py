@@ -204,15 +204,25 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not equals or not key.strip():
         raise ConfigError(f"--set wants key=value, got '{text}'")
     try:
-        nested: Any = yaml.safe_load(value)
+        parsed = yaml.safe_load(value)
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {text}: the value is not YAML") from None
-    if isinstance(nested, str):  # YAML 1.1 reads 1e-3 as text
+    return nested(key.strip(), as_number(parsed))
+
+
+def as_number(value: Any) -> Any:
+    """Text that is a number, as a number: YAML 1.1 reads 1e-3 as text."""
+    if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            nested = float(nested)
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return nested
+            return float(value)
+    return value
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """`"method.tau", 0.9` -> `{"method": {"tau": 0.9}}`"""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def configs_folder() -> Path:

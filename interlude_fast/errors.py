@@ -27,6 +27,10 @@ class NonFiniteLossError(InterludeError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
+class RunError(InterludeError):
+    """Runs out of several that came to nothing."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Training was interrupted after it wrote `checkpoint`, from which the run goes on."""
 

@@ -20,6 +20,7 @@ from interlude_fast.errors import InterludeError, Interrupted, nearest
 
 # command -> module of this package that defines it under the same name; imported when it is called for.
 COMMANDS = {
+    "ablate": "ablate",
     "compare": "compare",
     "data": "data",
     "doctor": "doctor",

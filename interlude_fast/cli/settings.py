@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from interlude_fast.config import parse_assignment
+from interlude_fast.config import nested, parse_assignment
 
 # option -> the setting that it overrides
 OVERRIDES = {
@@ -68,12 +68,42 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def overrides(assignments: tuple[str, ...], **flags: Any) -> list[dict[str, Any]]:
     """`--set`s, then the flags that were given, as nested settings; later ones win."""
-    nested = [parse_assignment(text) for text in assignments]
-    for name, value in flags.items():
-        if value is None:
-            continue
-        setting: Any = str(value) if isinstance(value, Path) else value
-        for part in reversed(OVERRIDES[name].split(".")):
-            setting = {part: setting}
-        nested.append(setting)
-    return nested
+    given = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items() if v is not None}
+    return [
+        *(parse_assignment(text) for text in assignments),
+        *(nested(OVERRIDES[name], value) for name, value in given.items()),
+    ]
+
+
+def names(text: str) -> list[str]:
+    """`"a, b"` -> ["a", "b"]"""
+    return [name.strip() for name in text.split(",")]
+
+
+def parse_seeds(context: click.Context, option: click.Parameter, text: str) -> list[int]:
+    """`"0-4,7"` -> [0, 1, 2, 3, 4, 7]"""
+    seeds: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
+            raise click.BadParameter(f"wants seeds such as 0-4 or 0,3, got '{text}'")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds
+
+
+SEVERAL_RUNS = [
+    click.option("--seeds", default="0", show_default=True, callback=parse_seeds, help="E.g. 0-4 or 0,3."),
+    click.option(
+        *("--jobs", "processes"),
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Runs at a time, each in a process with its share of the cores.",
+    ),
+]
+
+
+def several_runs_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(SEVERAL_RUNS):
+        command = option(command)
+    return command

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .ablate import Ablation, ablate
 from .compare import Comparison, compare
 from .run import RunResult, evaluate_run, train_run
 
-__all__ = ["Comparison", "RunResult", "compare", "evaluate_run", "train_run"]
+__all__ = ["Ablation", "Comparison", "RunResult", "ablate", "compare", "evaluate_run", "train_run"]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from interlude_fast.config import load
 from interlude_fast.errors import ConfigError
 from interlude_fast.train.checkpoint import write_atomically
-from interlude_fast.train.loop import resolve
 
-from .passport import passport
-from .run import RunResult, train_run
+from .figures import NETWORKS, show_errors, summary
+from .grid import Axis, make_cells
+from .jobs import Failure, Job, describe, evaluated_on, run_jobs, tell
+from .passport import command_line, passport
+from .run import RunResult
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,9 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Errors by method and network with mean and standard deviation, seconds, and what was used."""
-        rows = {
-            method: {
-                **{net: _summary(self.errors(method, net)) for net in ("raw", "ema")},
-                "seconds": [result.seconds for result in results],
-            }
-            for method, results in self.results.items()
-        }
+        rows = {method: self._row(method) for method in self.results}
         return {
-            "command": " ".join(["interlude-fast", *sys.argv[1:]]),
+            "command": command_line(),
             "dataset": self.dataset,
             "labels": self.labels,
             "seeds": self.seeds,
@@ -51,6 +46,11 @@ class Comparison:
             "test_error": rows,
             "passport": passport(),
         }
+
+    def _row(self, method: str) -> dict[str, Any]:
+        errors = {net: self.errors(method, net) for net in ("raw", "ema")}
+        seconds = [result.seconds for result in self.results[method]]
+        return {**{net: {"errors": e, **summary(e)} for net, e in errors.items()}, "seconds": seconds}
 
     def save(self, path: Path) -> None:
         """as_dict() as a JSON file, written atomically."""
@@ -62,21 +62,12 @@ class Comparison:
         table = Table(
             title=f"{self.dataset}, {self.labels or 'all'} labels: test error after the last step, {what}"
         )
-        for heading in ("method", "EMA network", "raw network", "seconds"):
+        for heading in ("method", *NETWORKS.values(), "seconds"):
             table.add_column(heading, justify="left" if heading == "method" else "right")
         for method, results in self.results.items():
-            cells = [_show(self.errors(method, net)) for net in ("ema", "raw")]
+            cells = [show_errors(self.errors(method, net)) for net in NETWORKS]
             table.add_row(method, *cells, f"{mean(result.seconds for result in results):.0f}")
         return table
-
-
-def _summary(errors: list[float]) -> dict[str, Any]:
-    return {"errors": errors, "mean": mean(errors), "std": stdev(errors) if len(errors) > 1 else None}
-
-
-def _show(errors: list[float]) -> str:
-    spread = f" ± {stdev(errors):.2%}" if len(errors) > 1 else ""
-    return f"{mean(errors):.2%}{spread}"
 
 
 def compare(
@@ -85,6 +76,7 @@ def compare(
     overrides: list[dict[str, Any]],
     *,
     file: Path | None = None,
+    processes: int = 1,
     console: Console | None = None,
 ) -> Comparison:
     """Train every method with every seed on the same labeled images and configuration.
@@ -92,24 +84,27 @@ def compare(
     Args:
         overrides: nested settings for all runs, as config.load takes them.
         file: a configuration file, instead of the presets.
+        processes: runs at a time, as run_jobs takes them.
 
     Raises:
-        ConfigError: before any training, where one of the runs is not configured well.
+        ConfigError: before any training, where one of the runs is not configured well or there is nothing to
+            compare on.
         InterludeError: as train_run.
     """
-    if len(set(methods)) < len(methods) or len(set(seeds)) < len(seeds):
-        raise ConfigError("a method or a seed is named twice: every run counts once")
-    if any("seed" in over for over in overrides):
-        raise ConfigError("compare takes its seeds from --seeds, not from --set seed=...")
-    configs = {
-        (method, seed): resolve(load(file, [*overrides, {"seed": seed, "method": {"name": method}}]))
-        for seed in seeds
-        for method in methods
-    }
-    results: dict[str, list[RunResult]] = {method: [] for method in methods}
-    for (method, _), config in configs.items():
-        result = train_run(config, console=console)
-        if "ema" not in result.scores:
-            raise ConfigError(f"{config.data.dataset} has no test images to compare on; --set data.split.test=0.2")
-        results[method].append(result)
-    return Comparison(config.data.dataset, config.data.labels, seeds, results)
+    axis = Axis("method.name", tuple(methods))
+    cells = make_cells([axis], seeds, overrides, file=file)
+    jobs = {(c.values[axis.key], s): Job(f"{c.name} seed {s}", c.configs[s]) for s in seeds for c in cells}
+    data = cells[0].configs[seeds[0]].data
+    if not all("test" in parts for parts in evaluated_on(jobs.values(), console).values()):
+        raise ConfigError(f"{data.dataset} has no test images to compare on; --set data.split.test=0.2")
+    results: dict[str, RunResult] = {}
+    with closing(run_jobs(list(jobs.values()), processes, console)) as outcomes:
+        for job, outcome in outcomes:
+            if console and processes > 1:
+                tell(console, describe(job, outcome, len(results) + 1, len(jobs)))
+            if isinstance(outcome, Failure):
+                outcome.throw()
+            else:
+                results[job.name] = outcome
+    by_method = {method: [results[jobs[method, seed].name] for seed in seeds] for method in methods}
+    return Comparison(data.dataset, data.labels, seeds, by_method)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -19,6 +20,11 @@ PACKAGES = (
     *("torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "pydantic", "safetensors"),
     *("scikit-learn", "torchmetrics"),
 )
+
+
+def command_line() -> str:
+    """The command that this process was started with."""
+    return shlex.join(["interlude-fast", *sys.argv[1:]])
 
 
 def processor() -> str:

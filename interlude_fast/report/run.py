@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,29 @@ def train_run(
     for name, network in run.networks().items():
         save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
     result = RunResult(folder.path, scores, time.perf_counter() - began)
-    if step == run.config.train.steps:  # it had finished before: its own result stands
+    if step == run.config.train.steps and folder.result.exists():  # it had finished before: its own result stands
         return result
     folder.write("result.json", {**{n: s.as_dict() for n, s in scores.items()}, "seconds": result.seconds})
     return result
+
+
+def read_result(directory: Path) -> RunResult:
+    """What a finished run left in its result.json; what else stands there is not read.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    folder = RunDirectory.open(directory)
+    values, known = folder.read_json(folder.result.name), {field.name for field in fields(Scores)}
+    try:
+        scores = {
+            name: Scores(**{key: value for key, value in entry.items() if key in known})
+            for name, entry in values.items()
+            if isinstance(entry, dict) and "error" in entry
+        }
+        return RunResult(directory, scores, float(values["seconds"]))
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{folder.result} is damaged: it does not hold what a run writes") from None
 
 
 def _to_resume(directory: Path | None) -> RunDirectory:
@@ -131,20 +150,20 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _refuse_changes(before: Config, now: Config) -> None:
-    """A resumed run keeps its configuration.
-
-    Raises:
-        CheckpointError: names the first setting that differs.
-    """
-    old, new = (_flat(what_counts(c)) for c in (before, now))
+def first_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """Two configurations' first difference in words, `"optim.lr = 0.1, but 0.5 is asked for now"`, or None."""
+    old, new = _flat(before), _flat(now)
     # A part's name first: the options of another part differ anyway.
     for key in sorted(old.keys() | new.keys(), key=lambda k: (not k.endswith(".name"), k)):
         if old.get(key) != new.get(key):
-            raise CheckpointError(
-                f"the run to resume has {key} = {old.get(key)}, but {new.get(key)} is asked for now; "
-                "a resumed run keeps its configuration"
-            )
+            return f"{key} = {old.get(key)}, but {new.get(key)} is asked for now"
+    return None
+
+
+def _refuse_changes(before: Config, now: Config) -> None:
+    """Raises CheckpointError where a run to resume has another configuration."""
+    if change := first_change(what_counts(before), what_counts(now)):
+        raise CheckpointError(f"the run to resume has {change}; a resumed run keeps its configuration")
 
 
 def evaluate_run(path: Path, overrides: list[dict[str, Any]] | None = None) -> dict[str, Scores]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,12 @@ from interlude_fast import config as configuration
 from interlude_fast.config import Config
 from interlude_fast.errors import CheckpointError
 from interlude_fast.train.checkpoint import write_atomically
+
+# What stands in a run directory before the first checkpoint.
+UNSTARTED = (
+    *("config.yaml", "passport.json", "split.json", "preprocessing.json"),
+    *("log.txt", "metrics.jsonl", "tensorboard"),
+)
 
 
 @contextlib.contextmanager
@@ -32,6 +39,7 @@ class RunDirectory:
         self.checkpoint = path / "checkpoints" / "last"
         self.metrics = path / "metrics.jsonl"
         self.split = path / "split.json"
+        self.result = path / "result.json"
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
@@ -73,6 +81,28 @@ class RunDirectory:
         if not is_run:
             raise CheckpointError(f"{path} is not a run directory: it holds no config.yaml")
         return cls(path)
+
+    def refuse_started(self) -> None:
+        """Raises CheckpointError where the folder holds more than a run leaves that ended before its first
+        checkpoint."""
+        with _one_line(self.path):
+            files = [p.relative_to(self.path) for p in self.path.rglob("*") if not p.is_dir()]
+        for file in files:
+            if file.parts[0] not in UNSTARTED and not file.name.endswith(".partial"):
+                raise CheckpointError(f"{self.path} is in the way: it holds {file}, and no run that could go on")
+
+    def discard_unstarted(self) -> None:
+        """Remove what a run left that ended before its first checkpoint, if anything.
+
+        Raises:
+            CheckpointError: as refuse_started, or it cannot be removed.
+        """
+        self.refuse_started()
+        try:
+            if self.path.exists():
+                shutil.rmtree(self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be removed: {error.strerror or error}") from None
 
     def config(self) -> Config:
         values = configuration.read_yaml(self.path / "config.yaml")

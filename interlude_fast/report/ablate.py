@@ -1,0 +1,250 @@
+"""Ablations: a grid of configurations and seeds in one folder, and its table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import filelock
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from interlude_fast.errors import CheckpointError, ConfigError, InterludeError, RunError
+from interlude_fast.train.checkpoint import write_atomically
+
+from .figures import NETWORKS, score_name, show_errors, summary
+from .grid import Axis, Cell, make_cells, short_names, show
+from .jobs import Failure, Job, describe, evaluated_on, run_jobs, standing, tell
+from .passport import command_line, passport
+from .run import RunResult, read_result
+
+FILES = ("ablation.json", "table.csv", "table.md")
+
+
+@dataclass
+class Ablation:
+    """A grid and what is known of its runs.
+
+    Attributes:
+        part: "test" or "validation", whichever images the errors are of.
+        results, failures: by the run's name, `<cell>/seed<s>`.
+    """
+
+    axes: list[Axis]
+    seeds: list[int]
+    cells: list[Cell]
+    part: str
+    results: dict[str, RunResult] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+    @cached_property
+    def columns(self) -> dict[str, str]:
+        """Key -> heading of the axes that vary; all of them where none does."""
+        shown = {
+            key: name
+            for key, name in short_names(self.axes).items()
+            if len({_value(cell, key) for cell in self.cells}) > 1
+        }
+        return shown or short_names(self.axes)
+
+    @cached_property
+    def passport(self) -> dict[str, Any]:
+        return passport()
+
+    def finished(self, cell: Cell) -> dict[int, RunResult]:
+        """By seed."""
+        found = {seed: self.results.get(run_name(cell, seed)) for seed in self.seeds}
+        return {seed: result for seed, result in found.items() if result is not None}
+
+    def errors(self, cell: Cell, network: str) -> dict[int, float]:
+        """By seed, of the finished runs. network: "ema" or "raw"."""
+        name = score_name(self.part, network)
+        return {seed: result.scores[name].error for seed, result in self.finished(cell).items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every figure: rows with the errors of every seed, failures, and what was used."""
+        return {
+            "command": command_line(),
+            "dataset": self.cells[0].configs[self.seeds[0]].data.dataset,
+            "axes": {axis.key: list(axis.values) for axis in self.axes},
+            "seeds": self.seeds,
+            "error_of": f"{self.part} images",
+            "rows": [self._row(cell) for cell in self.cells],
+            "failures": {name: failure.line for name, failure in self.failures.items()},
+            "passport": self.passport,
+        }
+
+    def _row(self, cell: Cell) -> dict[str, Any]:
+        finished = self.finished(cell)
+        errors = {net: self.errors(cell, net) for net in NETWORKS}
+        return {
+            "name": cell.name,
+            "values": cell.values,
+            "n": len(finished),
+            **{net: {"errors": e, **summary(list(e.values()))} for net, e in errors.items()},
+            "seconds": {seed: result.seconds for seed, result in finished.items()},
+        }
+
+    def csv(self) -> str:
+        """A line a cell; errors and their standard deviations as shares of 1, empty where there is none."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        measured = [f"{self.part}_error_{net}_{what}" for net in NETWORKS for what in ("mean", "std")]
+        writer.writerow([*self.columns.values(), "n", *measured, "seconds"])
+        for cell in self.cells:
+            row = self._row(cell)
+            figures = [row[net][what] for net in NETWORKS for what in ("mean", "std")]
+            seconds = round(mean(row["seconds"].values()), 1) if row["n"] else None
+            writer.writerow([*self._values(cell), row["n"], *figures, seconds])
+        return text.getvalue()
+
+    def markdown(self) -> str:
+        rows = [self._headings(), ["---"] * len(self.columns) + ["---:"] * 4, *map(self._shown, self.cells)]
+        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
+
+    def table(self) -> Table:
+        table = Table(title=f"{self.part} error after the last step, mean ± standard deviation over n seeds")
+        for number, heading in enumerate(self._headings()):
+            table.add_column(Text(heading), justify="left" if number < len(self.columns) else "right")
+        for cell in self.cells:
+            table.add_row(*map(Text, self._shown(cell)))
+        return table
+
+    def _headings(self) -> list[str]:
+        return [
+            *self.columns.values(),
+            "n",
+            *(f"{self.part} error, {net}" for net in NETWORKS.values()),
+            "seconds",
+        ]
+
+    def _values(self, cell: Cell) -> list[str]:
+        return [_value(cell, key) for key in self.columns]
+
+    def _shown(self, cell: Cell) -> list[str]:
+        errors = [show_errors(list(self.errors(cell, net).values())) for net in NETWORKS]
+        finished = self.finished(cell).values()
+        seconds = f"{mean(result.seconds for result in finished):.0f}" if finished else ""
+        return [*self._values(cell), str(len(finished)), *errors, seconds]
+
+    def save(self, folder: Path) -> None:
+        """ablation.json, table.csv and table.md, each written atomically."""
+        content = (json.dumps(self.as_dict(), indent=2) + "\n", self.csv(), self.markdown())
+        for name, text in zip(FILES, content, strict=True):
+            write_atomically(folder / name, text.encode())
+
+    def raise_failures(self) -> None:
+        """Raises what went wrong: our own mistakes as they are, else one RunError that names every run."""
+        for failure in self.failures.values():
+            if not isinstance(failure.error, InterludeError):
+                failure.throw()
+        if self.failures:
+            name, failure = next(iter(self.failures.items()))
+            raise RunError(
+                f"{len(self.failures)} of {len(self.cells) * len(self.seeds)} runs failed: "
+                f"{', '.join(self.failures)}; {name}: {failure.line}; the same command tries them again"
+            )
+
+
+def _value(cell: Cell, key: str) -> str:
+    return show(cell.values[key]) if key in cell.values else ""
+
+
+def run_name(cell: Cell, seed: int) -> str:
+    return f"{cell.name}/seed{seed}"
+
+
+def ablate(
+    axes: list[Axis],
+    seeds: list[int],
+    overrides: list[dict[str, Any]],
+    out: Path,
+    *,
+    each: bool = False,
+    file: Path | None = None,
+    processes: int = 1,
+    console: Console | None = None,
+) -> Ablation:
+    """Train what `out` does not hold yet of a grid, and write its tables there after every run.
+
+    Args:
+        out: folder of the grid; a run is in `<cell>/seed<s>`. A finished one is not done again, one that was
+            interrupted goes on.
+        overrides, file, each: as grid.make_cells. processes: runs at a time.
+
+    Returns:
+        The figures. A run that fails does not end the others: see failures, raise_failures.
+
+    Raises:
+        InterludeError: before any training, where something in the grid, its data or `out` does not fit.
+    """
+    if not axes:
+        raise ConfigError("nothing varies: name an axis, --grid KEY=VALUE,VALUE,... or --methods a,b")
+    cells = make_cells(axes, seeds, overrides, file=file, each=each)
+    jobs = [Job(name := run_name(cell, seed), cell.configs[seed], out / name) for seed in seeds for cell in cells]
+    with _alone_in(out):
+        done = {
+            job.name: read_result(job.directory) for job in jobs if job.directory and standing(job) == "finished"
+        }
+        left = [job for job in jobs if job.name not in done]
+        ablation = Ablation(axes, seeds, cells, _common_part(left, done, console), done)
+        ablation.save(out)
+        screen = console or Console(quiet=True)
+        if done:
+            tell(screen, f"{len(done)} of {len(jobs)} runs are done already")
+        with closing(run_jobs(left, processes, console)) as outcomes:
+            for number, (job, outcome) in enumerate(outcomes, len(done) + 1):
+                tell(screen, describe(job, outcome, number, len(jobs)))
+                if isinstance(outcome, Failure):
+                    ablation.failures[job.name] = outcome
+                else:
+                    ablation.results[job.name] = outcome
+                ablation.save(out)
+    return ablation
+
+
+@contextmanager
+def _alone_in(out: Path) -> Iterator[None]:
+    """While it lasts, no other call works in this folder.
+
+    Raises:
+        ConfigError: one does, or the folder holds other tables. CheckpointError: it cannot be made.
+    """
+    others = [name for name in FILES[1:] if (out / name).exists() and not (out / FILES[0]).exists()]
+    if others:
+        raise ConfigError(f"{out} holds a {others[0]} that is not an ablation's; choose another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigError(f"another call is at work in {out}") from None
+    except OSError as error:
+        raise CheckpointError(f"folder {out} cannot be used: {error.strerror or error}") from None
+    with lock:
+        yield
+
+
+def _common_part(left: list[Job], done: dict[str, RunResult], console: Console | None) -> str:
+    """ "test" where every run has test images, else "validation".
+
+    Raises:
+        ConfigError: neither is there for all.
+    """
+    parts = evaluated_on(left, console)
+    for name, result in done.items():
+        parts[name] = {part for part in ("test", "validation") if score_name(part, "ema") in result.scores}
+    for part in ("test", "validation"):
+        if all(part in found for found in parts.values()):
+            return part
+    name = next(name for name, found in parts.items() if "test" not in found)
+    raise ConfigError(f"{name} has no test images; --set data.split.test=0.2, or data.split.validation for all")

@@ -1,0 +1,129 @@
+"""Runs in processes of their own, one run a process, several at a time."""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import os
+import pickle
+import selectors
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Sequence
+
+import torch
+
+from interlude_fast.data.processes import start_process, take_output
+from interlude_fast.errors import ConfigError, RunError
+from interlude_fast.methods import method_class, register_method
+
+from .jobs import Failure, Job, Outcome, run_job
+
+Process = subprocess.Popen[bytes]
+
+
+def run_in_processes(jobs: Sequence[Job], count: int, threads: int) -> Generator[tuple[Job, Outcome], None, None]:
+    """Jobs with what became of them, as they end, `count` at a time with `threads` torch threads each. Closed or
+    interrupted, it lets the runs under way stop after a checkpoint; a second interrupt ends them at once.
+
+    Raises:
+        ConfigError: a method that another process could not import.
+    """
+    for name in {job.config.method.name for job in jobs}:
+        if method_class(name).__module__ == "__main__":
+            raise ConfigError(f"method {name} stands in the script itself; put it into a module, or use --jobs 1")
+    waiting, running = list(jobs), dict[Process, Job]()
+    try:
+        with selectors.DefaultSelector() as ready:
+            while waiting or running:
+                while waiting and len(running) < count:
+                    process = _begin(waiting[0], threads)
+                    running[process] = waiting.pop(0)
+                    assert process.stdout is not None
+                    ready.register(process.stdout, selectors.EVENT_READ, process)
+                for key, _ in ready.select():
+                    ready.unregister(key.fileobj)
+                    outcome = _answer(key.data)
+                    yield running.pop(key.data), outcome
+    finally:
+        _stop(list(running))
+
+
+def _begin(job: Job, threads: int) -> Process:
+    try:
+        process = start_process(__name__, threads)
+    except OSError as error:
+        raise RunError(f"no process to train {job.name} in: {error.strerror or error}") from None
+    name = job.config.method.name
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died; _answer says so
+        pickle.dump((threads, name, method_class(name), job), process.stdin)
+        process.stdin.flush()
+    return process
+
+
+def _answer(process: Process) -> Outcome:
+    """What a process has to say when its run has ended, however it did."""
+    assert process.stdout is not None
+    try:
+        outcome: Outcome = pickle.load(process.stdout)
+    except (EOFError, pickle.UnpicklingError):
+        code = process.wait()
+        outcome = Failure(RunError(f"its process died (exit code {code}); too little memory for so many?"), "")
+    process.wait()
+    _close(process)
+    return outcome
+
+
+def _stop(processes: list[Process]) -> None:
+    try:
+        for process in processes:
+            _close(process)
+        for process in processes:
+            process.wait()
+    except KeyboardInterrupt:
+        for process in processes:
+            process.terminate()
+        raise
+
+
+def _close(process: Process) -> None:
+    """A process whose standard input ends stops after a checkpoint."""
+    for pipe in (process.stdin, process.stdout):
+        assert pipe is not None
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+def serve() -> None:
+    """The other end: one job from standard input, its outcome to standard output."""
+    answers = take_output()
+    threads, name, method, job = pickle.load(sys.stdin.buffer)
+    register_method(name, method)
+    torch.set_num_threads(threads)
+    try:
+        threading.Thread(target=_watch_parent, daemon=True).start()
+        outcome = run_job(job)
+        with contextlib.suppress(BrokenPipeError), answers:
+            answers.write(_pickled(outcome))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _watch_parent() -> None:
+    """Interrupts the run when standard input ends: the parent is interrupted, or gone. Not through sys.stdin,
+    whose lock a thread must not hold when Python ends."""
+    os.read(0, 1)
+    _thread.interrupt_main()
+
+
+def _pickled(outcome: Outcome) -> bytes:
+    """Errors that cannot be sent as they are become RuntimeErrors of the same text."""
+    try:
+        content = pickle.dumps(outcome)
+        pickle.loads(content)
+        return content
+    except Exception:
+        assert isinstance(outcome, Failure)
+        return pickle.dumps(Failure(RuntimeError(outcome.line), outcome.traceback))

@@ -114,16 +114,23 @@ def _check(split: Split, source: Source) -> None:
 def _first_difference(values: dict[str, Any], source: Source) -> str:
     if values["dataset"] != source.name:
         return f"of '{values['dataset']}', but this is '{source.name}'"
+    then, now = values["classes"], list(source.classes)
+    if len(then) != len(now):
+        return f"it had {len(then)} classes ({_few(then)}), there are {len(now)} now ({_few(now)})"
+    if then != now:
+        return f"its classes were {_few(then)}; now they are {_few(now)}"
     if values["images"] != len(source.images):
         return f"it had {values['images']} images, there are {len(source.images)} now"
-    if values["classes"] != list(source.classes):
-        return f"its classes were {', '.join(values['classes'])}; now they are {', '.join(source.classes)}"
     for name in NAMED:
-        for index, then in zip(values[name]["index"], values[name]["hash"], strict=True):
-            if source.hashes[index].decode() != then:
+        for index, before in zip(values[name]["index"], values[name]["hash"], strict=True):
+            if source.hashes[index].decode() != before:
                 where = f" ({source.files.paths[index]})" if source.files else ""
-                return f"{name} image {index}{where} has hash {source.hashes[index].decode()}, then {then}"
+                return f"{name} image {index}{where} has hash {source.hashes[index].decode()}, then {before}"
     return "unlabeled images, labels or their order differ"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _to_ranges(indices: np.ndarray) -> list[list[int]]:

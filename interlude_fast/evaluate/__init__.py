@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
-from .classification import Scores, evaluate, heading, predict_logits
+from .classification import Scores, evaluate, heading, predict_logits, score
+from .detail import Detail, detail
+from .robustness import fgsm_errors
 
-__all__ = ["Scores", "evaluate", "heading", "predict_logits"]
+__all__ = ["Detail", "Scores", "detail", "evaluate", "fgsm_errors", "heading", "predict_logits", "score"]

@@ -1,7 +1,8 @@
-"""Accuracy and its relatives over a test set."""
+"""Accuracy and its relatives over a test set (docs/evaluation.md has the definitions)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
@@ -9,18 +10,31 @@ import torch
 from torch import Tensor, nn
 
 Normalize = Callable[[Tensor], Tensor]
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Shares in [0, 1] over n images."""
+    """Shares in [0, 1] over n images; None where one is not defined.
+
+    Attributes:
+        balanced_accuracy: mean of the classes' recalls, over the classes that occur.
+        top5_accuracy: None of five classes or fewer.
+        macro_f1: mean F1 of the classes that occur or are predicted.
+        auroc: mean over the classes that occur of each against the rest; None where fewer than two occur.
+        calibration_error: expected calibration error in 15 bins of equal width.
+    """
 
     error: float
     accuracy: float
     balanced_accuracy: float
     n: int
+    top5_accuracy: float | None = None
+    macro_f1: float | None = None
+    auroc: float | None = None
+    calibration_error: float | None = None
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, float | None]:
         return asdict(self)
 
 
@@ -42,16 +56,54 @@ def predict_logits(model: nn.Module, batches: Iterable[Tensor], normalize: Norma
 
 
 def evaluate(model: nn.Module, batches: Iterable[Tensor], labels: Tensor, normalize: Normalize) -> Scores:
-    """Scores of a network on uint8 images, batches of [n, H, W, C], and their int64 labels [N].
+    """Scores of a network on uint8 images, batches of [n, H, W, C], and their int64 labels [N]."""
+    return score(predict_logits(model, batches, normalize), labels)
 
-    balanced_accuracy: mean of the classes' recalls, over the classes that occur.
-    """
-    from torchmetrics.functional.classification import multiclass_accuracy
 
-    logits = predict_logits(model, batches, normalize).float()
-    classes = logits.shape[1]
-    correct = round(float(multiclass_accuracy(logits, labels, classes, average="micro")) * len(labels))
-    balanced = float(multiclass_accuracy(logits, labels, classes, average="macro"))
+def score(logits: Tensor, labels: Tensor) -> Scores:
+    """Scores of logits [N, K] against int64 labels [N], N > 0. Logits that are not finite have no AUROC and no
+    calibration error."""
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+
+    logits, classes, n = logits.float(), logits.shape[1], len(labels)
+    correct = int((logits.argmax(1) == labels).sum())
+    recalls = multiclass_accuracy(logits, labels, classes, average="none")
+    top5 = multiclass_accuracy(logits, labels, classes, average="micro", top_k=5) if classes > 5 else None
+    occurs = torch.bincount(labels, minlength=classes) > 0
     return Scores(
-        error=1 - correct / len(labels), accuracy=correct / len(labels), balanced_accuracy=balanced, n=len(labels)
+        error=1 - correct / n,
+        accuracy=correct / n,
+        balanced_accuracy=float(recalls[occurs].mean()),
+        n=n,
+        top5_accuracy=_defined(top5),
+        macro_f1=_defined(multiclass_f1_score(logits, labels, classes, average="macro")),
+        auroc=_defined(_auroc(logits, labels, occurs)),
+        calibration_error=_defined(_calibration_error(logits, labels)),
     )
+
+
+def _auroc(logits: Tensor, labels: Tensor, occurs: Tensor) -> Tensor | None:
+    """By the ranks of the scores, ties at their middle: torchmetrics' curves take twice as long."""
+    from scipy.stats import rankdata
+
+    present = occurs.nonzero()[:, 0]
+    if len(present) < 2 or not bool(logits.isfinite().all()):
+        return None
+    ranks = torch.from_numpy(rankdata(logits.softmax(1)[:, present].cpu().numpy(), axis=0))
+    belongs = (labels[:, None] == present).cpu()
+    count = belongs.sum(0)
+    area = (ranks * belongs).sum(0) - count * (count + 1) / 2
+    return (area / (count * (len(labels) - count))).mean()
+
+
+def _calibration_error(logits: Tensor, labels: Tensor) -> Tensor | None:
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    if not bool(logits.isfinite().all()):
+        return None
+    return multiclass_calibration_error(logits.softmax(1), labels, logits.shape[1], n_bins=CALIBRATION_BINS)
+
+
+def _defined(value: Tensor | None) -> float | None:
+    """A number that JSON knows."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -38,7 +38,8 @@ class FileRecorder:
 
     def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
         named = {heading(name): s.as_dict() for name, s in scores.items()}
-        self._keep(step, {f"{name}/{k}": v for name, s in named.items() for k, v in s.items() if k != "n"})
+        values = ((f"{name}/{k}", v) for name, s in named.items() for k, v in s.items() if k != "n")
+        self._keep(step, {name: v for name, v in values if v is not None})
         errors = "  ".join(f"{name} {s['error']:.2%}" for name, s in named.items())
         self.log.info("step %d  error: %s", step, errors or "no test or validation images")
 

@@ -88,7 +88,8 @@ inline void check_augment(const at::Tensor& store, const at::Tensor& items, cons
 inline void check_interlude_loss(const at::Tensor& logits, const at::Tensor& labels, int64_t mu,
                                  const std::optional<at::Tensor>& thresholds,
                                  const std::optional<at::Tensor>& class_weights,
-                                 const std::optional<at::Tensor>& pseudo_label_bias) {
+                                 const std::optional<at::Tensor>& pseudo_label_bias,
+                                 const std::optional<at::Tensor>& ramps) {
   check_floating(logits, "logits");
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 1, "logits must be [2B(1+mu), K], got ", logits.sizes());
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, "labels must be int64, got ", labels.scalar_type());
@@ -99,6 +100,10 @@ inline void check_interlude_loss(const at::Tensor& logits, const at::Tensor& lab
   check_per_class(thresholds, "thresholds", logits);
   check_per_class(class_weights, "class_weights", logits);
   check_per_class(pseudo_label_bias, "pseudo_label_bias", logits);
+  if (!ramps) return;
+  check_floating(*ramps, "ramps");
+  check_shape(*ramps, "ramps", {2});
+  check_same_device(*ramps, "ramps", logits, "logits");
 }
 
 inline void check_delta_consistency(const at::Tensor& lw, const at::Tensor& ls, const at::Tensor& uw,

@@ -17,7 +17,7 @@ TORCH_LIBRARY(interlude_fast, m) {
   m.def(
       "interlude_loss(Tensor logits, Tensor labels, int mu, float tau, Tensor? thresholds, float lambda_u, "
       "float lambda_dc, float temperature, bool per_class, bool interdigitated, Tensor? class_weights, "
-      "Tensor? pseudo_label_bias) -> (Tensor loss, Tensor parts, Tensor grad_logits)");
+      "Tensor? pseudo_label_bias, Tensor? ramps) -> (Tensor loss, Tensor parts, Tensor grad_logits, Tensor targets)");
   m.def(
       "delta_consistency_loss(Tensor labeled_weak, Tensor labeled_strong, Tensor unlabeled_weak, "
       "Tensor unlabeled_strong, Tensor? match) -> (Tensor loss, Tensor grad_weak, Tensor grad_strong)");

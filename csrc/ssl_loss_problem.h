@@ -56,7 +56,7 @@ void attach_buffers(SslLoss<T, A>& p, SslLossBuffers& buffers, const at::Tensor&
 }
 
 struct LossOptions {
-  OptionalTensor class_weights, thresholds, pseudo_label_bias;
+  OptionalTensor class_weights, thresholds, pseudo_label_bias, ramps;
   double tau = 0, temperature = 1, lambda_u = 0, lambda_dc = 0;
   bool per_class = false, interdigitated = true;
 };
@@ -75,6 +75,7 @@ SslLoss<T, A> head_problem(const at::Tensor& logits, const at::Tensor& labels, a
   p.class_weights = data_or_null<A>(o.class_weights);
   p.thresholds = data_or_null<A>(o.thresholds);
   p.pseudo_label_bias = data_or_null<A>(o.pseudo_label_bias);
+  p.ramps = data_or_null<A>(o.ramps);
   p.tau = A(o.tau), p.temperature = A(o.temperature);
   p.lambda_u = A(o.lambda_u), p.lambda_dc = A(o.lambda_dc), p.per_class = o.per_class;
   attach_buffers(p, buffers, logits);
@@ -100,18 +101,17 @@ SslLoss<T, A> delta_problem(const at::Tensor& lw, const at::Tensor& ls, const at
 }
 
 template <typename Backend>
-std::tuple<at::Tensor, at::Tensor, at::Tensor> interlude_loss(const at::Tensor& logits_in, const at::Tensor& labels_in,
-                                                              int64_t mu, double tau, const OptionalTensor& thresholds,
-                                                              double lambda_u, double lambda_dc, double temperature,
-                                                              bool per_class, bool interdigitated,
-                                                              const OptionalTensor& class_weights,
-                                                              const OptionalTensor& pseudo_label_bias) {
-  check_interlude_loss(logits_in, labels_in, mu, thresholds, class_weights, pseudo_label_bias);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> interlude_loss(
+    const at::Tensor& logits_in, const at::Tensor& labels_in, int64_t mu, double tau, const OptionalTensor& thresholds,
+    double lambda_u, double lambda_dc, double temperature, bool per_class, bool interdigitated,
+    const OptionalTensor& class_weights, const OptionalTensor& pseudo_label_bias, const OptionalTensor& ramps) {
+  check_interlude_loss(logits_in, labels_in, mu, thresholds, class_weights, pseudo_label_bias, ramps);
   const typename Backend::Scope scope(logits_in);
   const at::Tensor logits = logits_in.contiguous(), labels = labels_in.contiguous();
   const LossOptions options{as_arithmetic(class_weights, logits),
                             as_arithmetic(thresholds, logits),
                             as_arithmetic(pseudo_label_bias, logits),
+                            as_arithmetic(ramps, logits),
                             tau,
                             temperature,
                             lambda_u,
@@ -124,7 +124,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> interlude_loss(const at::Tensor& 
     using A = at::opmath_type<scalar_t>;
     Backend::run(head_problem<scalar_t, A>(logits, labels, grad, mu, options, buffers), scope);
   });
-  return {buffers.loss, buffers.parts, grad};
+  return {buffers.loss, buffers.parts, grad, buffers.targets.view({labels.size(0), mu})};
 }
 
 template <typename Backend>

@@ -23,6 +23,7 @@ struct SslLoss {
   const A* class_weights;      // [K] or null
   const A* thresholds;         // [K] or null, then tau
   const A* pseudo_label_bias;  // [K] or null, added to unlabeled weak logits / temperature
+  const A* ramps;              // [2] or null, factors on lambda_u and lambda_dc
   int64_t batch;
   int mu, classes;
   A tau, temperature, lambda_u, lambda_dc;
@@ -39,6 +40,8 @@ struct SslLoss {
 
   IF_HD int rows() const { return 2 * (1 + mu); }
   IF_HD bool delta_alone() const { return labels == nullptr; }
+  IF_HD A weight_u() const { return ramps ? lambda_u * ramps[0] : lambda_u; }
+  IF_HD A weight_dc() const { return ramps ? lambda_dc * ramps[1] : lambda_dc; }
 };
 
 // a comes before b when it is larger, or equal with the smaller class (torch's argmax).
@@ -83,7 +86,7 @@ IF_HD void write_parts(const SslLoss<T, A>& p, const A* total) {
   p.parts[kUnlabeled] = total[kPseudoCe] / rows;
   p.parts[kDelta] = total[kSquaredDelta] / (A(p.batch) * A(p.classes)) * rate;
   p.parts[kMaskRate] = total[kMasked] / rows;
-  *p.loss = p.parts[kLabeled] + p.lambda_u * p.parts[kUnlabeled] + p.lambda_dc * p.parts[kDelta];
+  *p.loss = p.parts[kLabeled] + p.weight_u() * p.parts[kUnlabeled] + p.weight_dc() * p.parts[kDelta];
 }
 
 // Everything about one row's gradient that is the same for all classes.
@@ -109,11 +112,11 @@ IF_HD RowGrad<A> row_grad(const SslLoss<T, A>& p, int64_t group, int row_in_grou
   }
   const int64_t j = group * p.mu + (r - 1);
   const A rate = match_rate(p.per_class, total[kMatched], p.batch);
-  const A scale = A(2) * p.lambda_dc * rate / (A(p.batch) * A(p.classes)) * p.share[j];
+  const A scale = A(2) * p.weight_dc() * rate / (A(p.batch) * A(p.classes)) * p.share[j];
   g.delta_scale = strong ? -scale : scale;
   if (strong && !p.delta_alone() && p.target[j] >= 0) {
     g.target = p.target[j];
-    g.ce_scale = p.lambda_u / (A(p.batch) * A(p.mu));
+    g.ce_scale = p.weight_u() / (A(p.batch) * A(p.mu));
   }
   return g;
 }

@@ -18,7 +18,7 @@ using Row = std::vector<double>;
 struct Head {
   Row logits = Row(kElements), delta = Row(kBatch * kClasses), share = Row(kBatch * kMu), parts = Row(kParts),
       loss = Row(1);
-  Row class_weights{1, 0.5, 2, 1}, thresholds{0.76, 0.5, 0.6, 0.7}, bias{0.1, -0.2, 0.3, 0};
+  Row class_weights{1, 0.5, 2, 1}, thresholds{0.76, 0.5, 0.6, 0.7}, bias{0.1, -0.2, 0.3, 0}, ramps{0.5, 0.25};
   std::vector<int64_t> labels{2, 0, 1};
   std::vector<int> target = std::vector<int>(kBatch * kMu);
   SslLoss<double, double> p{};
@@ -29,7 +29,8 @@ struct Head {
                               : separate_rows<const double*>(logits.data(), kBatch, kMu, kClasses);
     p.batch = kBatch, p.mu = kMu, p.classes = kClasses, p.per_class = per_class;
     p.labels = labels.data(), p.class_weights = class_weights.data(), p.thresholds = thresholds.data();
-    p.pseudo_label_bias = bias.data(), p.temperature = 0.8, p.lambda_u = 0.7, p.lambda_dc = 1.3;
+    p.pseudo_label_bias = bias.data(), p.temperature = 0.8, p.lambda_u = 1.4, p.lambda_dc = 5.2;
+    p.ramps = ramps.data();  // the weights are 0.7 and 1.3
     p.delta = delta.data(), p.share = share.data(), p.target = target.data(), p.parts = parts.data(),
     p.loss = loss.data();
   }
@@ -152,10 +153,11 @@ void argmax_and_extremes() {
   CHECK(std::isinf(cross_entropy(minus_infinity, 0.0, 1.5)));
   CHECK_EQ(cross_entropy(700.0, 700.0, 1.0), 0.0);
   Head alone(true, true);  // the delta term without labels
-  alone.p.labels = nullptr, alone.p.class_weights = nullptr;
+  alone.p.labels = nullptr, alone.p.class_weights = nullptr, alone.p.ramps = nullptr;
   const double total[kGroupSums] = {0, 0, 0, 0, 6, 1};
   write_parts(alone.p, total);
   CHECK_EQ(alone.parts[kLabeled], 0.0);
+  CHECK_EQ(alone.loss[0], 5.2 * alone.parts[kDelta] + 1.4 * alone.parts[kUnlabeled]);
   CHECK_NEAR(alone.parts[kDelta], 6.0 / 12 / 3, 1e-15);
   CHECK_EQ(row_grad(alone.p, 0, 0, total).target, -1);
 }

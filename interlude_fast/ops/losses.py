@@ -17,13 +17,17 @@ Layout = Literal["interdigitated", "separate"]
 
 
 class InterludeLoss(NamedTuple):
-    """Scalars of arithmetic dtype (float64 for float64 logits, else float32). Only `total` has a gradient."""
+    """Scalars of arithmetic dtype (float64 for float64 logits, else float32). Only `total` has a gradient.
+
+    targets: int32 [B, mu], the pseudo labels that are learned, -1 below the threshold.
+    """
 
     total: Tensor
     labeled: Tensor
     unlabeled: Tensor
     delta: Tensor
     mask_rate: Tensor
+    targets: Tensor
 
 
 def interlude_loss(
@@ -39,6 +43,7 @@ def interlude_loss(
     layout: Layout = "interdigitated",
     class_weights: Tensor | None = None,
     pseudo_label_bias: Tensor | None = None,
+    ramps: Tensor | None = None,
 ) -> InterludeLoss:
     """L = L_sup + lambda_u L_u + lambda_dc L_dc and its gradient, from one read of the logits.
 
@@ -55,6 +60,7 @@ def interlude_loss(
         class_weights: [K], weighted mean in L_sup, as torch's cross_entropy.
         pseudo_label_bias: [K], added to unlabeled weak logits / temperature before q is taken; distribution
             alignment (section 6) passes log(p_target / p_model).
+        ramps: [2], factors on lambda_u and lambda_dc, for weights that change from step to step; None for 1.
 
     Returns:
         InterludeLoss; the gradient of `total` with respect to logits is first order only.
@@ -71,8 +77,12 @@ def interlude_loss(
     checks.per_class(per_class_tau, "thresholds", logits)
     checks.per_class(class_weights, "class_weights", logits)
     checks.per_class(pseudo_label_bias, "pseudo_label_bias", logits)
+    if ramps is not None:
+        checks.floating(ramps, "ramps")
+        checks.shape(ramps, "ramps", (2,))
+        checks.same_device(ramps, "ramps", logits, "logits")
     tau = 0.0 if isinstance(thresholds, Tensor) else thresholds
-    flags = delta == "per_class", layout == "interdigitated", class_weights, pseudo_label_bias
+    flags = delta == "per_class", layout == "interdigitated", class_weights, pseudo_label_bias, ramps
     if not compiled_for(logits):
         checks.label_values(labels, logits.shape[1])
         return InterludeLoss(
@@ -80,10 +90,10 @@ def interlude_loss(
                 logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
             )
         )
-    total, parts, _ = torch.ops.interlude_fast.interlude_loss(
+    total, parts, _, targets = torch.ops.interlude_fast.interlude_loss(
         logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
     )
-    return InterludeLoss(total, *parts.unbind())
+    return InterludeLoss(total, *parts.unbind(), targets)
 
 
 def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, delta: str, layout: str) -> None:
@@ -168,7 +178,7 @@ def _first_order_only(name: str) -> None:
         )
 
 
-def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
     ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(output[2])
@@ -177,7 +187,7 @@ def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]
 def _head_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple:
     _first_order_only("interlude_loss")
     (grad_logits,) = ctx.saved_tensors
-    return ((grad_logits * grad_loss).to(ctx.dtype), *[None] * 11)
+    return ((grad_logits * grad_loss).to(ctx.dtype), *[None] * 12)
 
 
 def _delta_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -206,9 +216,9 @@ def _fake_outputs(*logits: Tensor) -> tuple[Tensor, ...]:
 if status().loaded:
 
     @torch.library.register_fake("interlude_fast::interlude_loss")
-    def _head_fake(logits: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    def _head_fake(logits: Tensor, labels: Tensor, mu: int, *_: Any) -> tuple[Tensor, ...]:
         loss, gradient = _fake_outputs(logits)
-        return loss, loss.new_empty(4), gradient
+        return loss, loss.new_empty(4), gradient, labels.new_empty((labels.shape[0], mu), dtype=torch.int32)
 
     @torch.library.register_fake("interlude_fast::delta_consistency_loss")
     def _delta_fake(weak: Tensor, strong: Tensor, *unlabeled: Any) -> tuple[Tensor, ...]:

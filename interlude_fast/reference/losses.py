@@ -76,8 +76,9 @@ def interlude_loss(
     interdigitated: bool = True,
     class_weights: Tensor | None = None,
     pseudo_label_bias: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Total, L_sup, L_u, L_dc and mask rate; the gradient flows through the total alone."""
+    ramps: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Total, L_sup, L_u, L_dc, mask rate and pseudo labels; the gradient flows through the total alone."""
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     lw, uw, ls, us = split_rows(wide, labels.shape[0], mu, interdigitated)
     weights = None if class_weights is None else class_weights.to(wide.dtype)
@@ -88,5 +89,7 @@ def interlude_loss(
     unlabeled = (mask.flatten() * ce).mean()
     match = target == labels[:, None] if per_class else None
     delta = delta_consistency_loss(lw, ls, uw, us, match)
-    total = labeled + lambda_u * unlabeled + lambda_dc * delta
-    return total, labeled.detach(), unlabeled.detach(), delta.detach(), mask.to(wide.dtype).mean()
+    ramp_u, ramp_dc = (1.0, 1.0) if ramps is None else ramps.to(wide.dtype)
+    total = labeled + lambda_u * ramp_u * unlabeled + lambda_dc * ramp_dc * delta
+    targets = torch.where(mask, target, -1).int()
+    return total, labeled.detach(), unlabeled.detach(), delta.detach(), mask.to(wide.dtype).mean(), targets

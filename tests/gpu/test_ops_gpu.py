@@ -192,11 +192,11 @@ def test_fusion_of_more_than_2_to_the_31_elements():
         torch.testing.assert_close(y[row], reference.circular_shift_fusion(pair, 0.25)[0])
 
 
-@pytest.mark.parametrize("tensor", ["labels", "thresholds", "class_weights", "pseudo_label_bias"])
+@pytest.mark.parametrize("tensor", ["labels", "thresholds", "class_weights", "pseudo_label_bias", "ramps"])
 def test_direct_calls_with_tensors_of_two_devices(tensor):
     o = {"labels": torch.tensor([0, 1], device=CUDA), "thresholds": None, "class_weights": None}
-    o |= {"pseudo_label_bias": None}
-    o[tensor] = torch.tensor([0, 1]) if tensor == "labels" else torch.ones(4)
+    o |= {"pseudo_label_bias": None, "ramps": None}
+    o[tensor] = torch.tensor([0, 1]) if tensor == "labels" else torch.ones(2 if tensor == "ramps" else 4)
     logits = torch.randn(16, 4, device=CUDA)
     with pytest.raises(ValueError, match=f"{tensor} is on cpu"):
         torch.ops.interlude_fast.interlude_loss(

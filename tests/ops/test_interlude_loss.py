@@ -33,6 +33,7 @@ DEFAULTS: dict[str, Any] = {
     "layout": "interdigitated",
     "class_weights": None,
     "pseudo_label_bias": None,
+    "ramps": None,
 }
 CASES: dict[str, Callable[[int], dict[str, Any]]] = {
     "plain": lambda _: {},
@@ -43,6 +44,7 @@ CASES: dict[str, Callable[[int], dict[str, Any]]] = {
     "threshold by class": lambda classes: {"thresholds": uneven(classes, 0.1, 0.9)},
     "temperature": lambda _: {"temperature": 0.5},
     "bias": lambda classes: {"pseudo_label_bias": uneven(classes, -2, 2)},
+    "ramps": lambda _: {"ramps": torch.tensor([0.25, 0.75])},
 }
 ALL = "all at once"
 
@@ -55,7 +57,8 @@ def options(case: str, classes: int) -> dict[str, Any]:
 
 
 def fused(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple[Tensor, ...]:
-    return ops.interlude_loss(logits, labels, mu=mu, **o)
+    """The scalars."""
+    return ops.interlude_loss(logits, labels, mu=mu, **o)[:5]
 
 
 def arguments(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tuple:
@@ -64,11 +67,22 @@ def arguments(logits: Tensor, labels: Tensor, mu: int, o: dict[str, Any]) -> tup
     tau = o["thresholds"] if by_class is None else 0.0
     numbers = [o[name] for name in ("lambda_u", "lambda_dc", "temperature")]
     flags = o["delta"] == "per_class", o["layout"] == "interdigitated"
-    return (logits, labels, mu, tau, by_class, *numbers, *flags, o["class_weights"], o["pseudo_label_bias"])
+    return (
+        logits,
+        labels,
+        mu,
+        tau,
+        by_class,
+        *numbers,
+        *flags,
+        o["class_weights"],
+        o["pseudo_label_bias"],
+        o["ramps"],
+    )
 
 
 def plain(*sample: Any) -> tuple[Tensor, ...]:
-    return reference.interlude_loss(*arguments(*sample))
+    return reference.interlude_loss(*arguments(*sample))[:5]
 
 
 def direct(*sample: Any) -> tuple[Tensor, ...]:
@@ -116,6 +130,32 @@ def test_equals_the_reference(device, dtype, size, case, within_budget):
     for result, other, truth in zip(results, plains, truths, strict=True):
         within_budget(result, other, truth, terms=size[2])
     assert results[-1].dtype == dtype
+
+
+@pytest.mark.parametrize("case", [*CASES, ALL])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_targets_are_the_rows_that_are_learned(device, dtype, size, case):
+    """They say which rows the mask rate counts, group by group in either row order."""
+    logits, labels, mu, o = example(device, size, dtype, case)
+    margin, target = pseudo_labels(logits, size[0], mu, o)
+    expected = torch.where(margin >= 0, target, -1).int()
+    loss = ops.interlude_loss(logits, labels, mu=mu, **o)
+    assert torch.equal(loss.targets, expected)
+    assert torch.equal(reference.interlude_loss(*arguments(logits, labels, mu, o))[5], expected)
+    torch.testing.assert_close(loss.mask_rate, (expected >= 0).to(loss.mask_rate.dtype).mean())
+
+
+@pytest.mark.parametrize("case", ["plain", "per class", "weights of terms"])
+def test_ramps_scale_the_weights_of_the_terms(device, case):
+    logits, labels, mu, o = example(device, (4, 3, 5), torch.float64, case)
+    o["ramps"] = torch.tensor([0.5, 0.125], device=device)
+    scaled = o | {"lambda_u": 0.5 * o["lambda_u"], "lambda_dc": 0.125 * o["lambda_dc"], "ramps": None}
+    results = with_gradient(fused, logits, labels, mu, o)
+    torch.testing.assert_close(results, with_gradient(fused, logits, labels, mu, scaled), rtol=1e-14, atol=0)
+    o["ramps"] = torch.zeros(2, device=device)
+    results = with_gradient(fused, logits, labels, mu, o)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("case", [*CASES, ALL])
@@ -266,6 +306,8 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "thresholds", {"thresholds": torch.ones(5).long()}),
     (ValueError, "class_weights", {"class_weights": torch.ones(5, 1)}),
     (ValueError, "pseudo_label_bias", {"pseudo_label_bias": torch.ones(6)}),
+    (ValueError, "ramps", {"ramps": torch.ones(3)}),
+    (TypeError, "ramps", {"ramps": torch.ones(2).long()}),
 ]
 BAD_FACE = [
     (ValueError, "temperature", {"temperature": 0.0}),
@@ -274,6 +316,7 @@ BAD_FACE = [
     (ValueError, "layout", {"layout": "mixed"}),
     (ValueError, "labels is on meta", {"labels": lambda x: x.to("meta")}),
     (ValueError, "thresholds is on meta", {"thresholds": torch.ones(5, device="meta")}),
+    (ValueError, "ramps is on meta", {"ramps": torch.ones(2, device="meta")}),
     (ValueError, "class_weights is on meta", {"class_weights": torch.ones(5, device="meta")}),
 ]
 

@@ -13,6 +13,7 @@ from .base import Losses, Method, Problem
 from .flexmatch import FlexMatch
 from .freematch import FreeMatch
 from .interlude import Interlude
+from .interlude_plus import InterludePlus
 from .softmatch import SoftMatch
 from .supervised import Supervised
 
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "flexmatch": FlexMatch,
     "freematch": FreeMatch,
     "interlude": Interlude,
+    "interlude_plus": InterludePlus,
     "softmatch": SoftMatch,
     "supervised": Supervised,
 }

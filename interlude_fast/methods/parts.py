@@ -51,6 +51,13 @@ def update_average(average: Tensor, now: Tensor, momentum: float) -> None:
     average.mul_(momentum).add_(now.detach().to(average.dtype), alpha=1 - momentum)
 
 
+def start_or_update_average(average: Tensor, now: Tensor, momentum: float) -> None:
+    """update_average, but an average that is 0 everywhere, as before a first step, becomes `now`."""
+    first = (average == 0).all()
+    update_average(average, now, momentum)
+    average.copy_(torch.where(first, now.detach().to(average.dtype), average))
+
+
 def class_shares(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Share of each class [K] among targets int64 [N]."""
     return F.one_hot(target, num_classes).to(dtype).mean(0)

@@ -13,7 +13,15 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method, Problem
-from .parts import combine, masked_cross_entropy, normalized, pseudo_labels, update_average, wide
+from .parts import (
+    combine,
+    masked_cross_entropy,
+    normalized,
+    pseudo_labels,
+    start_or_update_average,
+    update_average,
+    wide,
+)
 
 
 class SoftMatchOptions(Strict):
@@ -57,10 +65,7 @@ class SoftWeight(nn.Module):
         momentum = self.options.momentum
         if self.follows_labeled:
             update_average(self.wanted, labeled.mean(0), momentum)
-        now = q.mean(0).to(self.seen.dtype)
-        first = self.seen.sum() == 0
-        update_average(self.seen, now, momentum)
-        self.seen.copy_(torch.where(first, now, self.seen))
+        start_or_update_average(self.seen, q.mean(0), momentum)
         aligned = self.align(q).amax(-1)
         confidence = aligned if self.usb else q.amax(-1)
         update_average(self.mean, confidence.mean(), momentum)

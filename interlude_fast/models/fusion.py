@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from interlude_fast import reference
 from interlude_fast.ops import circular_shift_fusion
 
 
@@ -14,15 +16,23 @@ class EmbeddingFusion(nn.Module):
 
     alpha: fusion strength, 0 <= alpha < 1; 0 is the identity.
     at_eval: fuse in eval mode too, as the released code does: a prediction then depends on its neighbour.
+
+    Attributes:
+        alpha_range: (low, high), where every forward pass while training draws its strength uniformly from it, on
+            the device and unknown to the host, instead of alpha.
     """
 
     def __init__(self, alpha: float = 0.0, at_eval: bool = False) -> None:
         super().__init__()
         self.alpha, self.at_eval = alpha, at_eval
+        self.alpha_range: tuple[float, float] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.alpha == 0 or not (self.training or self.at_eval):
             return x
+        if self.training and self.alpha_range is not None:
+            strength = torch.empty((), device=x.device).uniform_(*self.alpha_range)
+            return reference.circular_shift_fusion(x, strength)  # the op wants a number of the host
         return circular_shift_fusion(x, self.alpha)
 
     def attach(self, module: nn.Module) -> None:
@@ -33,4 +43,4 @@ class EmbeddingFusion(nn.Module):
         return self(arguments[0]), *arguments[1:]
 
     def extra_repr(self) -> str:
-        return f"alpha={self.alpha}, at_eval={self.at_eval}"
+        return f"alpha={self.alpha_range or self.alpha}, at_eval={self.at_eval}"

@@ -93,7 +93,7 @@ def interlude_loss(
     total, parts, _, targets = torch.ops.interlude_fast.interlude_loss(
         logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
     )
-    return InterludeLoss(total, *parts.unbind(), targets)
+    return InterludeLoss._make((total, *parts.unbind(), targets))
 
 
 def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, delta: str, layout: str) -> None:

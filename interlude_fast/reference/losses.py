@@ -12,7 +12,7 @@ from torch import Tensor
 # ---- Embedding fusion (InterLUDE, section 3) ---------------------------------------------------------
 
 
-def circular_shift_fusion(x: Tensor, alpha: float, shift: int = 1) -> Tensor:
+def circular_shift_fusion(x: Tensor, alpha: float | Tensor, shift: int = 1) -> Tensor:
     """Y_r = (1 - alpha) X_r + alpha X_{(r + shift) mod N}; 16-bit inputs are blended in float32."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     return ((1 - alpha) * wide + alpha * wide.roll(-shift, 0)).to(x.dtype)

@@ -28,7 +28,12 @@ from .state import TrainState
 from .step import compute_gradients, update
 
 TOLERANCE = 1e-9
-LOSSES = {"total": "loss", "labeled": "loss_labeled", "unlabeled": "loss_unlabeled", "delta": "loss_delta"}
+# Names of a golden -> of metrics, and of a method's buffers; a method has those that are its own.
+LOSSES = {
+    "total": "loss",
+    **{name: f"loss_{name}" for name in ("labeled", "unlabeled", "delta", "fairness")},
+}
+STATE = {"tau": "threshold.confidence", "p": "threshold.mean", "label_hist": "threshold.histogram"}
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ def _replay(golden: Golden) -> dict[str, float]:
         losses = compute_gradients(state, golden_batch(golden, step, state))
         values = {"loss": losses.total.detach(), **losses.metrics}
         for theirs, ours in LOSSES.items():
+            if ours not in values:
+                continue
             note(
                 f"loss {theirs}",
                 relative_difference(values[ours], golden.arrays[f"step{step}/loss_{theirs}"]),
@@ -162,6 +169,10 @@ def _replay(golden: Golden) -> dict[str, float]:
         gradients = {n: p.grad for n, p in state.model.named_parameters() if p.grad is not None}
         note("gradients", _worst("the gradient", gradients, golden.group(f"step{step}/grad/")))
         update(state)
+    buffers_of_method = state.method.state_dict()
+    carried = {theirs: buffers_of_method[ours] for theirs, ours in STATE.items() if ours in buffers_of_method}
+    if carried:
+        note("state", _worst("the state", carried, golden.group("state/")))
     network = state.model
     assert isinstance(network, WideResNet)
     unread = network.unread_buffers()

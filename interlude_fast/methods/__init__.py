@@ -15,6 +15,7 @@ from .freematch import FreeMatch
 from .interlude import Interlude
 from .interlude_plus import InterludePlus
 from .softmatch import SoftMatch
+from .semimeta import SemiMeta
 from .supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "interlude": Interlude,
     "interlude_plus": InterludePlus,
     "softmatch": SoftMatch,
+    "semimeta": SemiMeta,
     "supervised": Supervised,
 }
 

@@ -115,3 +115,22 @@ def frozen_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+@contextlib.contextmanager
+def eval_mode(network: nn.Module) -> Iterator[None]:
+    """The network in eval mode; every layer finds its own mode again."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over rows of KL(target || softmax(logits)), both [N, K]. A negative entry of a target adds to the
+    cross-entropy only."""
+    entries = target.clamp(min=0)
+    return (torch.special.xlogy(entries, entries) - target * logits.log_softmax(-1)).sum(-1).mean()

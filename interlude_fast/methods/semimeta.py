@@ -1,0 +1,115 @@
+"""SemiMeta (Zhang, Xiao, Jia, Cheng, Yang, AISTATS 2021): pseudo labels take a step against the labeled loss.
+
+Pseudo labels y begin as the predictions P. If the network, by one step of length alpha towards y, is to lower the
+labeled loss L, then dL/dy at y = P is one Jacobian-vector product with g = grad L: 2 alpha / n J g for squared
+error (J = dP/d theta, n images), alpha / n J_log g for KL. Labels become P - meta_step (2 J g), or (J_log g).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from interlude_fast.config import Strict
+from interlude_fast.data.batch import Batch
+
+from .base import Losses, Method
+from .parts import divergence, eval_mode, mixup_strength, ramp
+
+Inner = Literal["mse", "kl"]
+
+
+class SemiMetaOptions(Strict):
+    """Defaults are the paper's for CIFAR. `meta_step` is beta alpha / n of the paper; the released code takes the
+    current learning rate, 0.1 for three quarters of its run, which a method does not know here."""
+
+    inner: Inner = Field("mse", description="loss of a prediction against its pseudo label, inside and outside")
+    meta_step: float = Field(0.1, ge=0)
+    project: bool = Field(True, description="negative entries of pseudo labels become 0, rows sum to 1")
+    mixup: bool = Field(True, description="labeled loss on mixtures of labeled and unlabeled images")
+    a: float = Field(1.0, gt=0, description="mixup strengths come from Beta(a, a); the paper's SVHN: 0.1")
+    lambda_u: float = Field(1.0, ge=0)
+    ramp: float = Field(4000, ge=0, description="steps in which lambda_u rises from 0; up to 1: a share of all")
+    reference: bool = Field(False, description="finite differences over 0.01, as released, instead of J g")
+
+
+def label_gradient(
+    network: nn.Module,
+    labeled: Tensor,
+    labels: Tensor,
+    images: Tensor,
+    inner: Inner = "mse",
+    reference: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """P = softmax f(images) [N, K] and 2 J g for "mse", J_log g for "kl" [N, K]; neither has a gradient. `network`
+    runs as it is: in eval mode no image depends on another."""
+    names, weights = zip(*((n, p) for n, p in network.named_parameters() if p.requires_grad), strict=True)
+    g = torch.autograd.grad(F.cross_entropy(network(labeled), labels), weights, materialize_grads=True)
+    at = tuple(w.detach() for w in weights)
+
+    def predict(*values: Tensor) -> Tensor:
+        logits = torch.func.functional_call(network, dict(zip(names, values, strict=True)), (images,))
+        return logits.log_softmax(-1) if inner == "kl" else logits.softmax(-1)
+
+    with torch.no_grad():
+        if reference:
+            step = 0.01 / torch.stack(torch._foreach_norm(g)).norm().clamp(min=1e-30)
+            above, below = (predict(*(w + s * d for w, d in zip(at, g, strict=True))) for s in (step, -step))
+            p, change = predict(*at), (above - below) / (2 * step)
+        else:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no forward-mode derivative
+                p, change = torch.func.jvp(predict, at, g)[:2]
+    return (p.exp(), change) if inner == "kl" else (p, 2 * change)
+
+
+def step_labels(p: Tensor, gradient: Tensor, step: float, project: bool) -> Tensor:
+    """Pseudo labels p - step * gradient [N, K]; with `project` without negative entries and of sum 1, or all 0."""
+    y = p - step * gradient
+    if not project:
+        return y
+    y = y.relu()
+    total = y.sum(-1, keepdim=True)
+    return y / torch.where(total == 0, 1, total)
+
+
+def consistency(logits: Tensor, target: Tensor, inner: Inner) -> Tensor:
+    """Mean over rows of ||softmax(logits) - target||^2 (a sum over classes) or KL(target || softmax(logits))."""
+    squares = (logits.softmax(-1) - target).square().sum(-1).mean()
+    return divergence(logits, target) if inner == "kl" else squares
+
+
+class SemiMeta(Method):
+    """Pseudo labels come from eval mode (running statistics, no dropout), in float32 under autocast too; the two
+    losses from passes in train mode. An unlabeled image is mixed with the labeled one beside it."""
+
+    Options = SemiMetaOptions
+    unlabeled_views = ("weak",)
+    forwards = "apart"
+    options: SemiMetaOptions
+
+    def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
+        o, (labeled, unlabeled) = self.options, batch.split(batch.images)
+        dtype = next(model.parameters()).dtype
+        with eval_mode(model), torch.autocast(labeled.device.type, enabled=False):
+            x, u = labeled.to(dtype), unlabeled.to(dtype)
+            p, gradient = label_gradient(model, x, batch.labels, u, o.inner, o.reference)
+        y = step_labels(p, gradient, o.meta_step, o.project)
+        if o.mixup:
+            strength = mixup_strength(o.a, len(u), 1, like=p)
+            beside = x.repeat_interleave(batch.mu, 0)
+            truth = F.one_hot(batch.labels, self.num_classes).repeat_interleave(batch.mu, 0)
+            mixed = torch.lerp(u, beside, strength[..., None, None])
+            on_labels = divergence(model(mixed), torch.lerp(y, truth.to(y.dtype), strength))
+        else:
+            on_labels = F.cross_entropy(model(labeled), batch.labels)
+        on_pseudo = consistency(model(unlabeled), y, o.inner)
+        rise = ramp(batch.step, o.ramp if o.ramp > 1 else o.ramp * self.problem.steps)
+        total = on_labels + o.lambda_u * rise.to(y.dtype) * on_pseudo
+        change = (y - p).abs().sum(-1).mean()
+        parts = {"loss_labeled": on_labels, "loss_unlabeled": on_pseudo, "label_change": change}
+        return Losses(total, {name: value.detach() for name, value in parts.items()})

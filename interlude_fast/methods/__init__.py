@@ -15,6 +15,7 @@ from .freematch import FreeMatch
 from .interlude import Interlude
 from .interlude_plus import InterludePlus
 from .softmatch import SoftMatch
+from .mixup_lr import MixupLR
 from .semimeta import SemiMeta
 from .supervised import Supervised
 
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     "interlude": Interlude,
     "interlude_plus": InterludePlus,
     "softmatch": SoftMatch,
+    "mixup_lr": MixupLR,
     "semimeta": SemiMeta,
     "supervised": Supervised,
 }

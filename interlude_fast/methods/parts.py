@@ -130,7 +130,47 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:
-    """Mean over rows of KL(target || softmax(logits)), both [N, K]. A negative entry of a target adds to the
+    """KL(target || softmax(logits)) of rows, [N, K] twice -> [N]. A negative entry of a target counts in the
     cross-entropy only."""
     entries = target.clamp(min=0)
-    return (torch.special.xlogy(entries, entries) - target * logits.log_softmax(-1)).sum(-1).mean()
+    return (torch.special.xlogy(entries, entries) - target * logits.log_softmax(-1)).sum(-1)
+
+
+def mix(rows: Tensor, strength: Tensor, order: Tensor) -> Tensor:
+    """strength * rows + (1 - strength) * rows[order] for [N, ...]; strength is a scalar or broadcasts."""
+    return torch.lerp(rows[order], rows, strength.to(rows.dtype))
+
+
+def mixed_losses(logits: Tensor, target: Tensor, labeled: int) -> tuple[Tensor, Tensor]:
+    """MixMatch's: mean cross-entropy of the first `labeled` rows with their targets [N, K], and mean squared
+    difference of probabilities, over rows and classes, of the others."""
+    on_labels = F.cross_entropy(logits[:labeled], target[:labeled])
+    return on_labels, (logits[labeled:].softmax(-1) - target[labeled:]).square().mean()
+
+
+def unit(d: Tensor) -> Tensor:
+    """d [N, ...], every row over its L2 norm."""
+    return F.normalize(d.flatten(1), dim=1).view_as(d)
+
+
+def direction(
+    network: nn.Module,
+    x: Tensor,
+    logits: Tensor,
+    d: Tensor,
+    xi: float,
+    iterations: int,
+    bounds: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Power iteration: unit directions [N, C, H, W], beginning with the drawn `d`, in which KL(softmax(logits) ||
+    softmax f(x + xi d)) grows fastest. logits: f(x), which d does not enter. A row without gradient is 0.
+
+    bounds: x + xi d is cut to them.
+    """
+    p, d = logits.softmax(-1), unit(d)
+    for _ in range(iterations):
+        d.requires_grad_()
+        near = x + xi * d
+        near = near if bounds is None else near.clamp(*bounds)
+        d = unit(torch.autograd.grad(divergence(network(near), p).sum(), d)[0])
+    return d

@@ -80,7 +80,7 @@ def step_labels(p: Tensor, gradient: Tensor, step: float, project: bool) -> Tens
 def consistency(logits: Tensor, target: Tensor, inner: Inner) -> Tensor:
     """Mean over rows of ||softmax(logits) - target||^2 (a sum over classes) or KL(target || softmax(logits))."""
     squares = (logits.softmax(-1) - target).square().sum(-1).mean()
-    return divergence(logits, target) if inner == "kl" else squares
+    return divergence(logits, target).mean() if inner == "kl" else squares
 
 
 class SemiMeta(Method):
@@ -104,7 +104,7 @@ class SemiMeta(Method):
             beside = x.repeat_interleave(batch.mu, 0)
             truth = F.one_hot(batch.labels, self.num_classes).repeat_interleave(batch.mu, 0)
             mixed = torch.lerp(u, beside, strength[..., None, None])
-            on_labels = divergence(model(mixed), torch.lerp(y, truth.to(y.dtype), strength))
+            on_labels = divergence(model(mixed), torch.lerp(y, truth.to(y.dtype), strength)).mean()
         else:
             on_labels = F.cross_entropy(model(labeled), batch.labels)
         on_pseudo = consistency(model(unlabeled), y, o.inner)

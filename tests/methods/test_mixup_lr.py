@@ -1,0 +1,140 @@
+"""Mixup-LR beside the released code's numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from interlude_fast.config import OptimConfig
+from interlude_fast.errors import ConfigError
+from interlude_fast.methods import Problem, build_method
+from interlude_fast.methods.mixup_lr import lipschitz_penalty, perturbation
+from interlude_fast.methods.parts import direction, divergence, mix, mixed_losses, ramp, unit
+from interlude_fast.train.loop import prepare
+from interlude_fast.train.state import TrainState
+from interlude_fast.train.step import compute_gradients, update
+from tests.helpers import small_config
+
+from .goldens import CLOSE, assert_gradients, golden, recorded_mlp
+from .runs import assert_resumes_exactly
+
+
+@pytest.fixture(scope="module")
+def g() -> dict[str, Any]:
+    return golden("mixup_lr_alr")
+
+
+@pytest.mark.parametrize("run", ["refhp", "K0", "K05"])
+def test_the_penalty_is_the_recorded_one(g: dict[str, Any], run: str) -> None:
+    net, x = recorded_mlp(g), g["x"]
+    v = {key.removeprefix(f"{run}_"): value for key, value in g.items() if key.startswith(f"{run}_")}
+    logits = net(x).detach()
+    ends = (torch.tensor(-1.0).double(), torch.tensor(1.0).double())
+    d = direction(net, x, logits, v["d_init"].clone(), v["xi"], v["ip"], ends)
+    r = perturbation(d, v["eps"], v["fallback"], v["eps_min"], v["eps_max"])
+    torch.testing.assert_close(r, v["r_adv"], **CLOSE)
+    torch.testing.assert_close(x + r, v["x_hat"], **CLOSE)
+    moved = net(x + r)
+    torch.testing.assert_close(logits, v["logits"], **CLOSE)
+    torch.testing.assert_close(moved, v["logits_hat"], **CLOSE)
+    torch.testing.assert_close(divergence(moved, logits.softmax(-1))[:, None], v["y_diff"], **CLOSE)
+    penalty = lipschitz_penalty(logits, moved, r, v["K"])
+    assert penalty.item() == pytest.approx(v["alp_l1"], rel=1e-9)
+    assert (2 * penalty).item() == pytest.approx(v["loss"], rel=1e-9)
+    assert_gradients(2 * penalty, net, v, "grad_")
+
+
+def test_rows_without_a_direction_get_a_random_one() -> None:
+    d = torch.zeros(3, 1, 2, 2)
+    d[1], d[2, 0, 0, 0] = torch.nan, 1
+    fallback = torch.rand_like(d)
+    r = perturbation(d, torch.full((3, 1, 1, 1), 0.5), fallback, 0.5, 0.5)
+    torch.testing.assert_close(r[:2], unit(fallback)[:2])
+    torch.testing.assert_close(r[2], d[2] / 2)
+
+
+def test_the_mixup_loss_is_the_recorded_one(g: dict[str, Any]) -> None:
+    lx, lu = (g[f"ssl_logits_{part}"].clone().requires_grad_() for part in "xu")
+    targets = torch.cat([g["ssl_targets_x"], g["ssl_targets_u"]])
+    on_labels, on_guesses = mixed_losses(torch.cat([lx, lu]), targets, len(lx))
+    assert on_labels.item() == pytest.approx(g["ssl_Lx"], rel=1e-9)
+    assert on_guesses.item() == pytest.approx(g["ssl_Lu"], rel=1e-9)
+    weight = g["ssl_lambda_u"] * ramp(torch.tensor(g["ssl_epoch"]), g["ssl_epochs"])
+    assert weight.item() == pytest.approx(g["ssl_w"], rel=1e-9)
+    total = on_labels + weight * on_guesses
+    assert total.item() == pytest.approx(g["ssl_loss"], rel=1e-9)
+    for got, part in zip(torch.autograd.grad(total, (lx, lu)), "xu", strict=True):
+        torch.testing.assert_close(got, g[f"ssl_grad_logits_{part}"], **CLOSE)
+
+
+def test_the_average_takes_the_parameters_before_they_shrink(g: dict[str, Any]) -> None:
+    net = nn.Linear(12, 9, bias=False).double()
+    optim = OptimConfig(name="adam", lr=0.002, shrink=0.02, schedule="constant", ema_decay=g["ema_alpha"])
+    assert optim.lr * optim.shrink == pytest.approx(g["ema_wd"])
+    state = TrainState(net, build_method("supervised", {}, Problem(10)), optim, 10)
+    with torch.no_grad():
+        net.weight.copy_(g["ema_model_W1_before"])
+        state.ema.model.weight.copy_(g["ema_shadow_W1_before"])
+    update(state)  # without gradients the optimizer does nothing
+    torch.testing.assert_close(net.weight.detach(), g["ema_model_W1_after"], **CLOSE)
+    torch.testing.assert_close(state.ema.model.weight, g["ema_shadow_W1_after"], **CLOSE)
+
+
+def test_mixing() -> None:
+    x, order = torch.arange(4.0)[:, None].expand(4, 3), torch.tensor([3, 2, 1, 0])
+    assert mix(x, torch.tensor(0.75), order)[:, 0].tolist() == [0.75, 1.25, 1.75, 2.25]
+
+
+def run_of(**options: Any) -> Any:
+    return prepare(small_config(method={"name": "mixup_lr", **options}))
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_penalty_leaves_running_statistics_alone_unless_as_released(reference: bool) -> None:
+    run = run_of(reference=reference)
+    net, batch = run.state.model.train(), run.pipeline.batch(0)
+    x = batch.images[len(batch.labels) :]
+    before = {k: v.clone() for k, v in net.named_buffers()}
+    with torch.no_grad():
+        logits = net(x)
+    after_clean = {k: v.clone() for k, v in net.named_buffers()}
+    run.state.method.penalty(net, x, logits)
+    same = [torch.equal(v, after_clean[k]) for k, v in net.named_buffers()]
+    assert any(not torch.equal(v, after_clean[k]) for k, v in before.items())
+    assert all(same) != reference
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_perturbations_climb_faster_than_random_ones() -> None:
+    run = run_of()
+    net, batch = run.state.model.eval(), run.pipeline.batch(0)
+    x = batch.images
+    with torch.no_grad():
+        logits = net(x)
+    start = torch.rand_like(x) - 0.5
+    d = direction(net, x, logits, start.clone(), 0.1, 2)
+    torch.testing.assert_close(torch.linalg.vector_norm(d, dim=(1, 2, 3)), torch.ones(len(x)))
+    p = logits.softmax(-1)
+    climbed, random = (divergence(net(x + 0.5 * way), p).detach() for way in (d, unit(start)))
+    assert (climbed > random).all()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_steps_are_finite_also_under_autocast(precision: Any) -> None:
+    run = run_of(clamp=False, k=0.1)
+    losses = compute_gradients(run.state, run.pipeline.batch(0), precision)
+    assert losses.total.isfinite()
+    assert not any(m.requires_grad for m in losses.metrics.values())
+
+
+def test_lengths_in_the_wrong_order() -> None:
+    with pytest.raises(ConfigError, match=r"method\.eps_min = 20\.0 is above method\.eps_max = 10\.0"):
+        build_method("mixup_lr", {"eps_min": 20}, Problem(10))
+
+
+@pytest.mark.parametrize("options", [{}, {"reference": True}])
+def test_a_run_resumes_exactly(options: dict[str, Any], tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_resumes_exactly(small_config(method={"name": "mixup_lr", **options}), tmp_path, monkeypatch)

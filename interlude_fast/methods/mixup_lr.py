@@ -19,14 +19,19 @@ from interlude_fast.errors import ConfigError
 
 from .base import Losses, Method, Problem
 from .parts import (
+    combine,
+    direction,
     divergence,
     frozen_statistics,
     mix,
     mixed_losses,
     mixup_strength,
+    per_row,
     ramp,
     random_permutation,
     sharpen,
+    unit,
+    wide,
 )
 
 
@@ -49,17 +54,21 @@ class MixupLROptions(Strict):
 
 
 def perturbation(d: Tensor, length: Tensor, fallback: Tensor, shortest: float, longest: float) -> Tensor:
-    """r = d * length without what is not finite; rows shorter or longer than they may be become unit(fallback)."""
-    r = (d * length).nan_to_num(0, 0, 0)
-    norm = torch.linalg.vector_norm(r, dim=(1, 2, 3), keepdim=True)
-    slack = 1e-5  # rounding alone replaces nothing
-    return torch.where((norm < shortest * (1 - slack)) | (norm > longest * (1 + slack)), unit(fallback), r)
+    """r = d * length [N, ...] without what is not finite; rows shorter or longer than they may be become
+    unit(fallback). length: [N]."""
+    r = (d * per_row(length, d)).nan_to_num(0, 0, 0)
+    norm, slack = norms(r), 1e-5  # rounding alone replaces nothing
+    outside = (norm < shortest * (1 - slack)) | (norm > longest * (1 + slack))
+    return torch.where(per_row(outside, r), unit(fallback), r)
+
+
+def norms(r: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(r.flatten(1), dim=1)
 
 
 def lipschitz_penalty(logits: Tensor, moved: Tensor, r: Tensor, k: float) -> Tensor:
     """Mean of max(KL(p || p') / ||r|| - k, 0) with p of `logits`, f(x), and p' of `moved`, f(x + r)."""
-    ratio = divergence(moved, logits.softmax(-1)) / torch.linalg.vector_norm(r, dim=(1, 2, 3))
-    return (ratio - k).relu().mean()
+    return (divergence(moved, logits.softmax(-1)) / norms(r) - k).relu().mean()
 
 
 class MixupLR(Method):
@@ -92,24 +101,21 @@ class MixupLR(Method):
         truth = F.one_hot(batch.labels, self.num_classes).to(guess.dtype)
         strength, order = mixup_strength(o.a, like=x), random_permutation(len(images), like=x)
         strength = torch.maximum(strength, 1 - strength)
-        mixed = mix(images, strength, order)
-        on_labels, on_guesses = mixed_losses(
-            model(mixed), mix(torch.cat([truth, guess, guess]), strength, order), b
-        )
+        targets = mix(torch.cat([truth, guess, guess]), strength, order)
+        on_labels, on_guesses = mixed_losses(wide(model(mix(images, strength, order))), targets, b)
         with torch.autocast(x.device.type, enabled=False):
-            penalty = self.penalty(model, x, clean)
-        weight = o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps).to(clean.dtype)
-        total = on_labels + weight * on_guesses + o.lambda_lr * penalty
-        parts = {"loss_labeled": on_labels, "loss_unlabeled": on_guesses, "lipschitz": penalty}
-        return Losses(total, {name: value.detach() for name, value in parts.items()})
+            lipschitz = self.penalty(model, x, clean)
+        weight = o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
+        losses = combine(on_labels, on_guesses, weight, lipschitz=lipschitz)
+        return losses._replace(total=losses.total + o.lambda_lr * lipschitz)
 
     def penalty(self, model: nn.Module, x: Tensor, logits: Tensor) -> Tensor:
-        """lipschitz_penalty at perturbations of x [N, C, H, W] that are drawn here; logits: f(x)."""
+        """lipschitz_penalty at perturbations of x [N, ...] that are drawn here; logits: f(x)."""
         o = self.options
         with frozen_statistics(model):
             bounds = (self.lowest, self.highest) if self.clamps else None
             d = direction(model, x, logits, torch.rand_like(x) - 0.5, self.xi, o.iterations, bounds)
-        length = torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).uniform_(o.eps_min, o.eps_max)
+        length = torch.empty(len(x), dtype=x.dtype, device=x.device).uniform_(o.eps_min, o.eps_max)
         r = perturbation(d, length, torch.rand_like(x) - 0.5, o.eps_min, o.eps_max)
         with contextlib.nullcontext() if o.reference else frozen_statistics(model):
             return lipschitz_penalty(logits, model(x + r), r, o.k)

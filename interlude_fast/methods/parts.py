@@ -136,6 +136,11 @@ def divergence(logits: Tensor, target: Tensor) -> Tensor:
     return (torch.special.xlogy(entries, entries) - target * logits.log_softmax(-1)).sum(-1)
 
 
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """values [N] as [N, 1, ...], to go with rows [N, ...]."""
+    return values.reshape(-1, *(1 for _ in like.shape[1:]))
+
+
 def mix(rows: Tensor, strength: Tensor, order: Tensor) -> Tensor:
     """strength * rows + (1 - strength) * rows[order] for [N, ...]; strength is a scalar or broadcasts."""
     return torch.lerp(rows[order], rows, strength.to(rows.dtype))
@@ -162,7 +167,7 @@ def direction(
     iterations: int,
     bounds: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Power iteration: unit directions [N, C, H, W], beginning with the drawn `d`, in which KL(softmax(logits) ||
+    """Power iteration: unit directions [N, ...], beginning with the drawn `d`, in which KL(softmax(logits) ||
     softmax f(x + xi d)) grows fastest. logits: f(x), which d does not enter. A row without gradient is 0.
 
     bounds: x + xi d is cut to them.

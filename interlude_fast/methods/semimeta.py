@@ -19,7 +19,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method
-from .parts import divergence, eval_mode, mixup_strength, ramp
+from .parts import combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
 
 Inner = Literal["mse", "kl"]
 
@@ -70,11 +70,7 @@ def label_gradient(
 def step_labels(p: Tensor, gradient: Tensor, step: float, project: bool) -> Tensor:
     """Pseudo labels p - step * gradient [N, K]; with `project` without negative entries and of sum 1, or all 0."""
     y = p - step * gradient
-    if not project:
-        return y
-    y = y.relu()
-    total = y.sum(-1, keepdim=True)
-    return y / torch.where(total == 0, 1, total)
+    return normalized(y.relu()).nan_to_num(0) if project else y
 
 
 def consistency(logits: Tensor, target: Tensor, inner: Inner) -> Tensor:
@@ -100,16 +96,17 @@ class SemiMeta(Method):
             p, gradient = label_gradient(model, x, batch.labels, u, o.inner, o.reference)
         y = step_labels(p, gradient, o.meta_step, o.project)
         if o.mixup:
-            strength = mixup_strength(o.a, len(u), 1, like=p)
-            beside = x.repeat_interleave(batch.mu, 0)
-            truth = F.one_hot(batch.labels, self.num_classes).repeat_interleave(batch.mu, 0)
-            mixed = torch.lerp(u, beside, strength[..., None, None])
-            on_labels = divergence(model(mixed), torch.lerp(y, truth.to(y.dtype), strength)).mean()
+            strength = mixup_strength(o.a, len(u), like=p)
+            truth = F.one_hot(batch.labels, self.num_classes).to(y.dtype)
+            mixed, target = (
+                torch.lerp(
+                    of_unlabeled, of_labeled.repeat_interleave(batch.mu, 0), per_row(strength, of_unlabeled)
+                )
+                for of_unlabeled, of_labeled in ((u, x), (y, truth))
+            )
+            on_labels = divergence(wide(model(mixed)), target).mean()
         else:
-            on_labels = F.cross_entropy(model(labeled), batch.labels)
-        on_pseudo = consistency(model(unlabeled), y, o.inner)
+            on_labels = F.cross_entropy(wide(model(labeled)), batch.labels)
+        on_pseudo = consistency(wide(model(unlabeled)), y, o.inner)
         rise = ramp(batch.step, o.ramp if o.ramp > 1 else o.ramp * self.problem.steps)
-        total = on_labels + o.lambda_u * rise.to(y.dtype) * on_pseudo
-        change = (y - p).abs().sum(-1).mean()
-        parts = {"loss_labeled": on_labels, "loss_unlabeled": on_pseudo, "label_change": change}
-        return Losses(total, {name: value.detach() for name, value in parts.items()})
+        return combine(on_labels, on_pseudo, o.lambda_u * rise, label_change=(y - p).abs().sum(-1).mean())

@@ -14,9 +14,9 @@ from .flexmatch import FlexMatch
 from .freematch import FreeMatch
 from .interlude import Interlude
 from .interlude_plus import InterludePlus
-from .softmatch import SoftMatch
 from .mixup_lr import MixupLR
 from .semimeta import SemiMeta
+from .softmatch import SoftMatch
 from .supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fnmatch
 import math
 import socket
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from interlude_fast.errors import ConfigError, nearest
 from .base import Network, NetworkOptions, Shape
 from .fusion import EmbeddingFusion
 
-DOWNLOAD_TIMEOUT = 20.0  # seconds without a byte
+DOWNLOAD_TIMEOUT = 10.0  # seconds without a byte
 
 
 def import_timm(wanted_by: str) -> Any:
@@ -57,8 +58,10 @@ class TimmBacked(Network):
         return tuple(tuple(f"net.{name}" for name in groups[i]) for i in sorted(groups))
 
     def without_decay(self) -> set[str]:
-        spared = self.net.no_weight_decay() if hasattr(self.net, "no_weight_decay") else set()
-        return {f"net.{name}" for name in spared}
+        """What timm spares; it may name a parameter by a pattern."""
+        patterns = self.net.no_weight_decay() if hasattr(self.net, "no_weight_decay") else set()
+        names = [name for name, _ in self.net.named_parameters()]
+        return {f"net.{name}" for pattern in patterns for name in fnmatch.filter(names, pattern)}
 
     def fit_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """timm's own names are taken too; a learned position embedding is resized, bicubically, to this grid."""
@@ -126,14 +129,18 @@ class TimmNetwork(TimmBacked):
         config = timm.get_pretrained_cfg(architecture)
         if config is not None and config.fixed_input_size:
             settings["img_size"] = shape.side
+        if pretrained and not (config and config.has_weights):
+            raise ConfigError(f"{self.name}: timm has no pretrained weights of it; set model.pretrained=false")
         try:
-            with _short_timeout():
+            with _quick_download() if pretrained else contextlib.nullcontext():
                 return timm.create_model(architecture, pretrained=pretrained, **settings)
         except Exception as error:  # of whatever library builds it or downloads for it
-            images = f"{shape.channels} channels and {shape.side} px"
-            what = "weights could not be downloaded; use model.weights=FILE, or model.pretrained=false"
-            if not pretrained:
-                what = f"it cannot be built for images of {images}; choose another network or data.size"
+            what = f"it cannot be built for images of {shape.channels} channels and {shape.side} px"
+            if pretrained:
+                what = (
+                    f"its pretrained weights {config.hf_hub_id or ''} could not be downloaded; use "
+                    "model.weights=FILE, or set model.pretrained=false"
+                )
             raise ConfigError(f"{self.name}: {what} ({_first_line(error)})") from None
 
     def _submodule(self, name: str) -> nn.Module:
@@ -149,6 +156,11 @@ class TimmNetwork(TimmBacked):
         images = torch.linspace(-1, 1, 2 * shape.channels * shape.side**2)
         images = images.reshape(2, shape.channels, shape.side, shape.side)
         entered: list[Any] = []
+        of_its_own = ConfigError(
+            f"{self.name}: its classifier is not one layer behind its embedding; choose another"
+        )
+        if not isinstance(self.net.get_classifier(), nn.Module):
+            raise of_its_own
         self.net.eval()
         try:
             with _input_of(module, entered):
@@ -161,7 +173,7 @@ class TimmNetwork(TimmBacked):
             ) from None
         self.net.train()
         if not same or embedding.ndim != 2:
-            raise ConfigError(f"{self.name}: its classifier is not one layer behind its embedding; choose another")
+            raise of_its_own
         rows_enter = len(entered) == 1 and isinstance(entered[0], Tensor) and len(entered[0]) == 2
         if module is not None and not rows_enter:
             raise ConfigError(
@@ -175,9 +187,10 @@ def fusion_place(net: Any) -> str | None:
     """Name of the submodule whose input is fused where none is named: the last stage of a network in stages, the
     first of the last quarter of one in blocks; None where neither is known."""
     children = dict(net.named_children())
-    if "layer4" in children:  # ResNet and its kin
-        return "layer4"
-    for name in ("stages", "layers"):  # ConvNeXt, RegNet, Swin, ...
+    for name in ("layer4", "s4"):  # ResNet and RegNet, with their kin
+        if name in children:
+            return name
+    for name in ("stages", "layers"):  # ConvNeXt, Swin, ...
         if isinstance(children.get(name), (nn.Sequential, nn.ModuleList)):
             return f"{name}.{len(children[name]) - 1}"
     if isinstance(children.get("blocks"), (nn.Sequential, nn.ModuleList)):  # transformers, EfficientNet
@@ -203,14 +216,23 @@ def _input_of(module: nn.Module | None, entered: list[Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _short_timeout() -> Iterator[None]:
-    """Downloads that hang end; those of the Hugging Face hub have a timeout of their own."""
-    before = socket.getdefaulttimeout()
+def _quick_download() -> Iterator[None]:
+    """A hub that does not answer is not asked again and again, for a minute: what is cached is used then. Other
+    downloads that hang end."""
+    from huggingface_hub import constants, get_session
+
+    before = constants.HF_HUB_OFFLINE, socket.getdefaulttimeout()
     socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
+        if not constants.HF_HUB_OFFLINE:
+            try:
+                get_session().head(constants.ENDPOINT, timeout=DOWNLOAD_TIMEOUT)
+            except Exception:
+                constants.HF_HUB_OFFLINE = True
         yield
     finally:
-        socket.setdefaulttimeout(before)
+        constants.HF_HUB_OFFLINE = before[0]
+        socket.setdefaulttimeout(before[1])
 
 
 def _first_line(error: Exception) -> str:

@@ -10,24 +10,38 @@ from interlude_fast.config import validate
 from interlude_fast.errors import ConfigError, unknown
 
 from .base import Losses, Method, Problem
+from .fixmatch import FixMatch
 from .flexmatch import FlexMatch
 from .freematch import FreeMatch
+from .fully_supervised import FullySupervised
 from .interlude import Interlude
 from .interlude_plus import InterludePlus
 from .mixup_lr import MixupLR
 from .semimeta import SemiMeta
+from .mean_teacher import MeanTeacher
+from .mixmatch import MixMatch
+from .pseudo_label import PseudoLabel
 from .softmatch import SoftMatch
 from .supervised import Supervised
+from .uda import UDA
+from .vat import VAT
 
 METHODS: dict[str, type[Method]] = {
+    "fixmatch": FixMatch,
     "flexmatch": FlexMatch,
     "freematch": FreeMatch,
+    "fully_supervised": FullySupervised,
     "interlude": Interlude,
     "interlude_plus": InterludePlus,
+    "mean_teacher": MeanTeacher,
+    "mixmatch": MixMatch,
+    "pseudo_label": PseudoLabel,
     "softmatch": SoftMatch,
     "mixup_lr": MixupLR,
     "semimeta": SemiMeta,
     "supervised": Supervised,
+    "uda": UDA,
+    "vat": VAT,
 }
 
 

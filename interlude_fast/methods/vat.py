@@ -1,0 +1,80 @@
+"""VAT (Miyato et al., TPAMI 2018): predictions stay as they are under the small change that alters them most."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from interlude_fast.config import Strict
+from interlude_fast.data.batch import Batch
+
+from .base import Losses, Method
+from .parts import combine, frozen_statistics, ramp, wide
+
+
+class VATOptions(Strict):
+    lambda_u: float = Field(0.3, ge=0)
+    lambda_entropy: float = Field(
+        0.06, ge=0, description="weight of the unlabeled predictions' entropy, not ramped"
+    )
+    ramp: float = Field(0.4, ge=0, description="share of the run in which lambda_u rises from 0, linearly")
+    eps: float = Field(6.0, gt=0, description="length of the adversarial change, of all of an image's pixels")
+    iterations: int = Field(1, ge=1, description="of the power method that finds its direction")
+    xi: float = Field(
+        1e-2, gt=0, description="length of the probing change; float32 cannot resolve the published code's 1e-6"
+    )
+
+
+def kl(p: Tensor, logits: Tensor) -> Tensor:
+    """Mean over rows of KL(p || softmax(logits)), of probabilities p [N, K]."""
+    return F.kl_div(logits.log_softmax(-1), p, reduction="batchmean")
+
+
+def unit(x: Tensor) -> Tensor:
+    """x [N, ...] with every row of length 1, 0 where it is 0; no small row underflows on the way."""
+    flat = x.flatten(1)
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    return F.normalize(flat, dim=1).view_as(x)
+
+
+def adversarial(model: nn.Module, images: Tensor, noise: Tensor, options: VATOptions) -> Tensor:
+    """The change of length eps that alters predictions most, like images [N, C, H, W]; begins at `noise`.
+    In float32 at least, also under autocast: in bfloat16 a change of length xi is lost."""
+    with torch.autocast(images.device.type, enabled=False):
+        x = wide(images)
+        d = unit(noise.to(x.dtype))
+        with torch.no_grad():
+            p = model(x).softmax(-1)
+        for _ in range(options.iterations):
+            d = (options.xi * d).requires_grad_()
+            d = unit(torch.autograd.grad(kl(p, model(x + d)), d)[0])
+    return options.eps * d
+
+
+class VAT(Method):
+    """L_u = mean KL(sg softmax(u) || softmax(f(x + r))) of the unlabeled rows' logits u and adversarial changes r;
+    plus lambda_entropy * mean H(softmax(u)). Running statistics follow the labeled rows alone."""
+
+    Options = VATOptions
+    unlabeled_views = ("weak",)
+    forwards = "apart"
+
+    def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
+        _, images = batch.split(batch.images)
+        return self.losses(model, batch, torch.randn_like(images, dtype=torch.float32))
+
+    def losses(self, model: nn.Module, batch: Batch, noise: Tensor) -> Losses:
+        """The losses for given noise, like the unlabeled images."""
+        o = self.options
+        labeled_images, images = batch.split(batch.images)
+        supervised = F.cross_entropy(wide(model(labeled_images)), batch.labels)
+        with frozen_statistics(model):
+            logits = wide(model(images))
+            change = adversarial(model, images, noise, o)
+            smoothness = kl(logits.detach().softmax(-1), wide(model(images + change)))
+        entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
+        weight = o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
+        total, metrics = combine(supervised, smoothness, weight, loss_entropy=entropy)
+        return Losses(total + o.lambda_entropy * entropy, metrics)

@@ -13,15 +13,18 @@ from interlude_fast.errors import InterludeError
 from interlude_fast.train.parity import TOLERANCE, replay
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-FILES = sorted(GOLDEN.glob("interlude_step_*.npz"))
+FILES = sorted(GOLDEN.glob("interlude_*step_*.npz"), key=lambda f: ("plus" in f.stem, f.stem))
+PLUS = FILES[-1]
 QUANTITIES = {
     *("loss total", "loss labeled", "loss unlabeled", "loss delta", "gradients", "weights", "buffers"),
     *("EMA weights", "EMA buffers", "eval logits with fusion", "eval logits without fusion"),
 }
+OF_PLUS = {"loss fairness", "state"}
 
 
-def test_both_goldens_are_here() -> None:
-    assert [f.stem for f in FILES] == ["interlude_step_mean", "interlude_step_per_class"]
+def test_all_goldens_are_here() -> None:
+    names = ["interlude_step_mean", "interlude_step_per_class", "interlude_plus_step_per_class"]
+    assert [f.stem for f in FILES] == names
 
 
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "reference"])
@@ -30,12 +33,12 @@ def test_parity_with_the_released_code(file: Path, fused: bool) -> None:
     if fused and not ops.status().loaded:
         pytest.skip(f"no compiled extension: {ops.status().why_not}")
     differences = replay(file, fused)
-    assert differences.keys() == QUANTITIES
+    assert differences.keys() == QUANTITIES | (OF_PLUS if file == PLUS else set())
     assert max(differences.values()) <= TOLERANCE, differences
 
 
-def altered(tmp_path: Path, name: str, **changes: object) -> Path:
-    with np.load(FILES[0]) as golden:
+def altered(tmp_path: Path, name: str, file: Path = FILES[0], **changes: object) -> Path:
+    with np.load(file) as golden:
         content = dict(golden)
     meta = json.loads(str(content["meta"]))
     for key, value in changes.items():
@@ -58,6 +61,22 @@ def test_parity_notices_a_wrong_number(tmp_path: Path) -> None:
         ({"bn_momentum": 0.00101}, "buffers"),
     ):
         assert replay(altered(tmp_path, "golden.npz", **changes), fused=False)[quantity] > TOLERANCE, changes
+
+
+def test_parity_notices_a_wrong_number_of_interlude_plus(tmp_path: Path) -> None:
+    for changes, quantity in (
+        ({"lambda_f": 0.0501}, "loss total"),
+        ({"threshold_momentum": 0.99901}, "state"),
+        ({"state/label_hist": np.full(4, 0.25)}, "state"),
+        ({"step1/loss_fairness": np.array(-15.5)}, "loss fairness"),
+    ):
+        file = altered(tmp_path, "golden.npz", PLUS, **changes)
+        assert replay(file, fused=False)[quantity] > TOLERANCE, changes
+    with np.load(PLUS) as golden:
+        for left in ("state/tau", "step0/loss_fairness"):
+            np.savez(tmp_path / "short.npz", **{n: golden[n] for n in golden.files if n != left})
+            with pytest.raises(InterludeError, match=left.removeprefix("state/")):
+                replay(tmp_path / "short.npz", fused=False)
 
 
 def test_numbers_that_are_none_and_names_that_are_missing_do_not_pass(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from .semimeta import SemiMeta
 from .mean_teacher import MeanTeacher
 from .mixmatch import MixMatch
 from .pseudo_label import PseudoLabel
+from .semisupcon import SemiSupCon
 from .softmatch import SoftMatch
 from .supervised import Supervised
 from .uda import UDA
@@ -39,6 +40,8 @@ METHODS: dict[str, type[Method]] = {
     "softmatch": SoftMatch,
     "mixup_lr": MixupLR,
     "semimeta": SemiMeta,
+    "semisupcon": SemiSupCon,
+    "softmatch": SoftMatch,
     "supervised": Supervised,
     "uda": UDA,
     "vat": VAT,

@@ -20,6 +20,8 @@ from .errors import ConfigError, nearest
 
 Precision = Literal["auto", "fp32", "bf16"]
 Fit = Literal["crop", "pad", "stretch"]
+SelectionMetric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
+SelectionNetwork = Literal["ema", "raw"]
 
 
 class Strict(BaseModel):
@@ -132,6 +134,8 @@ class TrainConfig(Strict):
     eval_every: int = Field(5000, ge=1, description="steps between two evaluations")
     checkpoint_every: int = Field(5000, ge=1, description="steps between two checkpoints")
     eval_batch: int = Field(500, ge=1, le=2**20)
+    select_by: SelectionMetric = Field("accuracy", description="validation score that chooses a step")
+    select_network: SelectionNetwork = Field("ema", description="whose weights are kept at that step")
 
 
 class Config(Strict):

@@ -16,11 +16,11 @@ from .freematch import FreeMatch
 from .fully_supervised import FullySupervised
 from .interlude import Interlude
 from .interlude_plus import InterludePlus
-from .mixup_lr import MixupLR
-from .semimeta import SemiMeta
 from .mean_teacher import MeanTeacher
 from .mixmatch import MixMatch
+from .mixup_lr import MixupLR
 from .pseudo_label import PseudoLabel
+from .semimeta import SemiMeta
 from .semisupcon import SemiSupCon
 from .softmatch import SoftMatch
 from .supervised import Supervised

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
 
 from interlude_fast.config import Config, dump, merge_config, read_yaml
 from interlude_fast.data.manifest import to_text
@@ -17,23 +16,34 @@ from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.evaluate import Scores
-from interlude_fast.train.checkpoint import load_checkpoint, load_tensors, save_tensors
+from interlude_fast.train.checkpoint import load_checkpoint, save_tensors
 from interlude_fast.train.loop import Run, prepare, resolve, train, what_counts
+from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
 
+from .full_report import details, with_selected
 from .passport import passport
 from .recorders import FileRecorder, ProgressRecorder, Several
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, load_weights
 
 DEFAULT_FOLDER = Path("runs")
+NOT_FAIR = "selected on the test set: not a fair figure, printed because the published tables are such"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """scores: after the last step, as Run.evaluate gives them. seconds: of this process."""
+    """What a run came to.
+
+    Attributes:
+        scores: after the last step, as Run.evaluate gives them. seconds: of this process.
+        evaluations: "last", "best_on_validation" and "best_on_test", each by network, "raw" and "ema"; without
+            those of images that there are none of. selected_by: the score that chose the two best ones.
+    """
 
     directory: Path
     scores: dict[str, Scores]
     seconds: float
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    selected_by: str = "accuracy"
 
 
 def default_directory(config: Config, labels: int) -> Path:
@@ -77,7 +87,7 @@ def train_run(
                 "start it anew in another --run-dir"
             )
         run = prepare(config, RichProgress(screen), folder.split)
-        load_checkpoint(folder.checkpoint, run.state, run.identity())
+        load_checkpoint(folder.checkpoint, run.state, run.identity(), run.selection)
         step = run.state.step
         folder.rewind_metrics(step)
     else:
@@ -101,13 +111,38 @@ def train_run(
         raise
     finally:
         files.close()
+    _keep_weights(folder, run)
+    last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
+    evaluations = {"last": last, **run.selection.best}
+    result = RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
+    if step < run.config.train.steps or not folder.result.exists():
+        folder.write("result.json", _as_json(result, run))
+    return result  # where it had finished before, its own result.json stands
+
+
+def _keep_weights(folder: RunDirectory, run: Run) -> None:
     for name, network in run.networks().items():
         save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
-    result = RunResult(folder.path, scores, time.perf_counter() - began)
-    if step == run.config.train.steps and folder.result.exists():  # it had finished before: its own result stands
-        return result
-    folder.write("result.json", {**{n: s.as_dict() for n, s in scores.items()}, "seconds": result.seconds})
-    return result
+    chosen = run.selection
+    if chosen.weights:
+        step = str(chosen.best[BY_VALIDATION][chosen.network].step)
+        about = {"network": chosen.network, "step": step, "selected_by": chosen.by}
+        save_tensors(folder.weights(BY_VALIDATION), chosen.weights, about)
+
+
+def _as_json(result: RunResult, run: Run) -> dict[str, Any]:
+    """result.json: scores after the last step, then the three evaluations by their names, then the full report."""
+    report = details(run, with_selected(run, run.selection.weights or None))
+    return {
+        **{name: scores.as_dict() for name, scores in result.scores.items()},
+        "seconds": result.seconds,
+        **{
+            kind: {name: evaluation.as_dict() for name, evaluation in found.items()}
+            for kind, found in result.evaluations.items()
+        },
+        "selection": {"by": result.selected_by, "kept_network": run.selection.network, BY_TEST: NOT_FAIR},
+        "report": {name: {part: d.as_dict() for part, d in parts.items()} for name, parts in report.items()},
+    }
 
 
 def read_result(directory: Path) -> RunResult:
@@ -117,7 +152,7 @@ def read_result(directory: Path) -> RunResult:
         CheckpointError: the file is missing or damaged.
     """
     folder = RunDirectory.open(directory)
-    values, known = folder.read_json(folder.result.name), {field.name for field in fields(Scores)}
+    values, known = folder.read_json(folder.result.name), {f.name for f in fields(Scores)}
     try:
         scores = {
             name: Scores(**{key: value for key, value in entry.items() if key in known})
@@ -175,28 +210,14 @@ def evaluate_run(path: Path, overrides: list[dict[str, Any]] | None = None) -> d
     Raises:
         CheckpointError: the folder is not a run's, or its weights are missing or damaged.
     """
+    return open_run(path, overrides)[1].evaluate()
+
+
+def open_run(path: Path, overrides: list[dict[str, Any]] | None = None) -> tuple[RunDirectory, Run]:
+    """A finished run's folder, and the run with its last weights in its networks; as evaluate_run."""
     folder = RunDirectory.open(path)
     config = merge_config(folder.config(), overrides or [])
     run = prepare(config, split_file=folder.split)
     for name, network in run.networks().items():
         load_weights(network, folder, name)
-    return run.evaluate()
-
-
-def load_weights(network: nn.Module, folder: RunDirectory, name: str) -> None:
-    """Put a finished run's "raw" or "ema" weights into a network.
-
-    Raises:
-        CheckpointError: they are missing, damaged, or another network's.
-    """
-    file = folder.weights(name)
-    if not file.exists():
-        raise CheckpointError(
-            f"{file} does not exist: the run has not finished; "
-            f"go on with it: interlude-fast train --run-dir {folder.path} --resume"
-        )
-    tensors, _ = load_tensors(file)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError:
-        raise CheckpointError(f"{file} holds another network than {folder.path}/config.yaml") from None
+    return folder, run

@@ -1,5 +1,5 @@
 """A run's folder: config.yaml, passport.json, split.json, preprocessing.json, metrics.jsonl, result.json, log.txt,
-checkpoints/last, weights/*.safetensors and TensorBoard events. Never overwritten."""
+checkpoints/last, weights/{raw,ema,best_on_validation}.safetensors and TensorBoard events. Never overwritten."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from interlude_fast import config as configuration
 from interlude_fast.config import Config
 from interlude_fast.errors import CheckpointError
-from interlude_fast.train.checkpoint import write_atomically
+from interlude_fast.train.checkpoint import load_tensors, write_atomically
+from interlude_fast.train.selection import BY_VALIDATION
 
 # What stands in a run directory before the first checkpoint.
 UNSTARTED = (
@@ -115,7 +118,7 @@ class RunDirectory:
 
     def write(self, name: str, content: str | dict[str, Any]) -> None:
         """A text or JSON file, atomically."""
-        text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+        text = content if isinstance(content, str) else to_json(content) + "\n"
         write_atomically(self.path / name, text.encode())
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -154,3 +157,36 @@ class RunDirectory:
         """Drop rows of steps that a resumed run will do again."""
         rows = [row for row in self.read_metrics() if row["step"] <= step]
         write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+
+def to_json(values: Any, indent: str = "") -> str:
+    """Indented JSON whose lists of numbers and names, such as a matrix's rows, stay on a line each."""
+    inner = indent + "  "
+    if isinstance(values, dict) and values:
+        lines = [f"{json.dumps(str(key))}: {to_json(value, inner)}" for key, value in values.items()]
+        return "{\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}}}"
+    if isinstance(values, (list, tuple)) and any(isinstance(value, (dict, list, tuple)) for value in values):
+        lines = [to_json(value, inner) for value in values]
+        return "[\n" + ",\n".join(inner + line for line in lines) + f"\n{indent}]"
+    return json.dumps(values)
+
+
+def load_weights(network: nn.Module, folder: RunDirectory, name: str) -> None:
+    """Put a finished run's "raw", "ema" or "best_on_validation" weights into a network.
+
+    Raises:
+        CheckpointError: they are missing, damaged, or another network's.
+    """
+    file = folder.weights(name)
+    if not file.exists() and name == BY_VALIDATION and folder.weights("ema").exists():
+        raise CheckpointError(f"{folder.path} kept no network by validation: it has no validation images")
+    if not file.exists():
+        raise CheckpointError(
+            f"{file} does not exist: the run has not finished; "
+            f"go on with it: interlude-fast train --run-dir {folder.path} --resume"
+        )
+    tensors, _ = load_tensors(file)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        raise CheckpointError(f"{file} holds another network than {folder.path}/config.yaml") from None

@@ -16,6 +16,7 @@ from torch import Tensor
 from interlude_fast.errors import CheckpointError
 from interlude_fast.models.weights import load_tensors
 
+from .selection import PREFIX, Selection
 from .state import TrainState
 
 FORMAT = "interlude-fast checkpoint 1"
@@ -54,14 +55,16 @@ def fingerprint(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def save_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, state: TrainState, config: dict[str, Any], selection: Selection) -> None:
+    """State and selection in one file: a selection cannot be of steps that the state has not seen."""
     metadata = {
         "format": FORMAT,
         "step": str(state.step),
         "config": fingerprint(config),
         "torch": torch.__version__,
+        "selection": selection.text(),
     }
-    save_tensors(path, state.state_dict(), metadata)
+    save_tensors(path, {**state.state_dict(), **selection.tensors()}, metadata)
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -76,8 +79,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> None:
-    """Restore a state from save_checkpoint's file.
+def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any], selection: Selection) -> None:
+    """Restore state and selection from save_checkpoint's file.
 
     Raises:
         CheckpointError: as read_checkpoint, or the file is of another configuration.
@@ -85,4 +88,6 @@ def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any]) -> No
     tensors, metadata = read_checkpoint(path)
     if metadata.get("config") != fingerprint(config):
         raise CheckpointError(f"{path} belongs to a run with another configuration")
-    state.load_state_dict(tensors, int(metadata["step"]))
+    selection.restore(metadata.get("selection", ""), tensors)
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
+    state.load_state_dict(own, int(metadata["step"]))

@@ -6,6 +6,7 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ from interlude_fast.models import resolve_options as resolve_model_options
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
+from .selection import Selection
 from .state import TrainState
 from .step import resolve_device, resolve_precision, train_step
 
@@ -75,6 +77,7 @@ class Run:
     pipeline_choice: str
     split_file: Path | None
     state: TrainState
+    selection: Selection
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint is bound to."""
@@ -90,14 +93,22 @@ class Run:
     def evaluate(self) -> dict[str, Scores]:
         """Scores of the raw and the EMA network: "raw" and "ema" on the test set, "raw_validation" and
         "ema_validation" on the validation images; without the one or the other where there are none."""
-        store, scores = self.pipeline.sampler.store, {}
-        normalize = Preprocessing.of(self.source).normalize
-        for suffix, part in (("", store.test), ("_validation", store.validation)):
-            labels = store.all_labels[part]
-            for name, network in self.networks().items() if len(part) else ():
-                batches = store.batches(part, self.config.train.eval_batch)
-                scores[name + suffix] = evaluate(network, batches, labels, normalize)
+        normalize, scores = Preprocessing.of(self.source).normalize, {}
+        for part, suffix in (("test", ""), ("validation", "_validation")):
+            labels = self.held_out_labels(part)
+            for name, network in self.networks().items() if len(labels) else ():
+                scores[name + suffix] = evaluate(network, self.held_out_batches(part), labels, normalize)
         return scores
+
+    def held_out_labels(self, part: str) -> Tensor:
+        """int64, of the images of "test" or "validation"; empty where there are none."""
+        store = self.pipeline.sampler.store
+        return store.all_labels[getattr(store, part)]
+
+    def held_out_batches(self, part: str) -> Iterator[Tensor]:
+        """uint8 [n, S, S, C], in the order of held_out_labels."""
+        store = self.pipeline.sampler.store
+        return store.batches(getattr(store, part), self.config.train.eval_batch)
 
 
 def resolve(config: Config) -> Config:
@@ -188,7 +199,8 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     )
     state = TrainState(model, method, config.optim, t.steps, config.seed)
     split_file = split_file or config.data.split.file
-    return Run(config, device, precision, source, split, pipeline, f"{name} ({why})", split_file, state)
+    selection = Selection(t.select_by, t.select_network)
+    return Run(config, device, precision, source, split, pipeline, f"{name} ({why})", split_file, state, selection)
 
 
 class Interrupt:
@@ -266,7 +278,8 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
     t, state = run.config.train, run.state
     meter, scores = Meter(), None
     if state.step == 0 and checkpoint is not None:
-        save_checkpoint(checkpoint, state, run.identity())  # a run can go on from its very beginning
+        # A run can go on from its very beginning.
+        save_checkpoint(checkpoint, state, run.identity(), run.selection)
     while state.step < t.steps:
         began = time.perf_counter()
         batch = run.pipeline.batch(state.step)
@@ -281,11 +294,12 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         if last or step % t.eval_every == 0:
             began = time.perf_counter()
             scores = run.evaluate()
+            run.selection.add(step, scores, run.networks())
             recorder.evaluated(step, scores)
             meter.since += time.perf_counter() - began  # speed is that of training
         if save_now and checkpoint:
             _refuse_bad_weights(state, checkpoint)
-            save_checkpoint(checkpoint, state, run.identity())
+            save_checkpoint(checkpoint, state, run.identity(), run.selection)
         if interrupt.asked:
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
     return run.evaluate() if scores is None else scores

@@ -1,0 +1,40 @@
+"""The full report on a run's networks: every score of every network on every held-out image."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from interlude_fast.data.preprocessing import Preprocessing
+from interlude_fast.evaluate import Detail, detail, predict_logits
+from interlude_fast.train.loop import Run
+from interlude_fast.train.selection import BY_VALIDATION
+
+PARTS = ("test", "validation")
+
+
+def with_selected(run: Run, weights: dict[str, Tensor] | None) -> dict[str, nn.Module]:
+    """A run's networks, and the one that validation selected as BY_VALIDATION where its weights are given."""
+    networks = run.networks()
+    if weights is not None:
+        networks[BY_VALIDATION] = copy.deepcopy(run.state.ema.model)
+        networks[BY_VALIDATION].load_state_dict(weights)
+    return networks
+
+
+def details(run: Run, networks: dict[str, nn.Module]) -> dict[str, dict[str, Detail]]:
+    """Network -> "test" and "validation", where there are such images -> what can be said of it there."""
+    how, found = Preprocessing.of(run.source), {}
+    for name, network in networks.items():
+        found[name] = {
+            part: detail(
+                predict_logits(network, run.held_out_batches(part), how.normalize),
+                labels,
+                how.classes,
+                run.config.seed,
+            )
+            for part in PARTS
+            if len(labels := run.held_out_labels(part))
+        }
+    return found

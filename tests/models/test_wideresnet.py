@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from interlude_fast.models import EmbeddingFusion, Shape, WideResNet
 from interlude_fast.models.wideresnet import WideResNetOptions
 
 
-def network(alpha: float = 0.0, classes: int = 10, channels: int = 3, **options: float) -> WideResNet:
+def network(alpha: float = 0.0, classes: int = 10, channels: int = 3, **options: Any) -> WideResNet:
     torch.manual_seed(0)
     return WideResNet(WideResNetOptions(**options), Shape(classes, channels), EmbeddingFusion(alpha))
 
@@ -86,6 +88,37 @@ def test_first_stride_halves_every_stage(width: int) -> None:
         net.get_submodule(f"block{s}").register_forward_hook(lambda m, i, o: sides.append(o.shape[-1]))
     assert net(torch.randn(2, 3, 96, 96)).shape == (2, 10)
     assert sides == [48, 24, 12, 6]
+
+
+def test_the_tmed2_network_takes_its_images() -> None:
+    net = network(classes=4, channels=1, depth=28, width=2, stages=4)
+    assert net(torch.randn(2, 1, 28, 28)).shape == (2, 4)
+    assert [len(net.get_submodule(f"block{s}.layer")) for s in range(1, 5)] == [4, 4, 4, 4]
+    assert net.embedding_size == 256
+
+
+@pytest.mark.parametrize(
+    ("form", "biases", "eps"),
+    [
+        ("interlude", set(), {1e-5}),
+        ("mixup_lr", set(), {1e-5}),
+        ("usb", {"conv1"}, {1e-5, 1e-3}),
+        ("torchssl", {"conv1", "blocks"}, {1e-3}),
+    ],
+)
+def test_forms_differ_in_biases_and_eps(form: str, biases: set[str], eps: set[float]) -> None:
+    net, default = network(form=form, depth=10, width=1), network(depth=10, width=1)
+    found = {
+        "conv1" if name == "conv1" else "blocks"
+        for name, m in net.named_modules()
+        if isinstance(m, nn.Conv2d) and m.bias is not None
+    }
+    assert found == biases
+    assert {m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == eps
+    assert net.bn1.eps == max(eps)
+    ours = network(form=form, depth=10, width=1, bn_eps=0.02)
+    assert {m.eps for m in ours.modules() if isinstance(m, nn.BatchNorm2d)} == {0.02}
+    assert {n for n in net.state_dict() if "conv" not in n} == {n for n in default.state_dict() if "conv" not in n}
 
 
 def test_initial_weights_have_the_published_spread() -> None:

@@ -14,7 +14,7 @@ from .settings import overrides, shared_options
 
 @click.command("train")
 @shared_options
-@click.option("--method", help="Method: interlude (default), supervised.")
+@click.option("--method", help="Method: interlude (default), supervised, fixmatch and others.")
 @click.option("--seed", type=int, help="Labels, weights, batches and views all follow from it.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run; it must not exist yet.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, exactly.")

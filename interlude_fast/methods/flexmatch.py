@@ -24,9 +24,7 @@ from .parts import combine, masked_cross_entropy, pseudo_labels, wide
 class FlexMatchOptions(Strict):
     tau: float = Field(0.95, ge=0, le=1, description="threshold of the class that is learned best")
     lambda_u: float = Field(1.0, ge=0)
-    thresh_warmup: bool = Field(
-        True, description="images never confident yet count as one more class of a's divisor"
-    )
+    thresh_warmup: bool = Field(True, description="images never confident yet count as a class in a's divisor")
     mapping: Literal["convex", "linear", "concave"] = Field("convex", description="a/(2-a), a, or ln(1+a)/ln 2")
 
 

@@ -11,16 +11,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method, Problem
-from .parts import (
-    class_shares,
-    combine,
-    inverse,
-    masked_cross_entropy,
-    normalized,
-    pseudo_labels,
-    update_average,
-    wide,
-)
+from .parts import combine, masked_cross_entropy, normalized, pseudo_labels, update_average, wide
 
 
 class FreeMatchOptions(Strict):
@@ -29,9 +20,8 @@ class FreeMatchOptions(Strict):
     momentum: float = Field(0.999, ge=0, lt=1, description="of the running confidence and class shares")
     use_quantile: bool = Field(False, description="the 0.8-quantile of the confidences instead of their mean")
     clip: float = Field(1.0, ge=0, le=1, description="upper bound of the global threshold; USB's SVHN runs: 0.95")
-    clamp: tuple[float, float] = Field(
-        (0, 1), description="bounds of all thresholds; TorchSSL's SVHN runs: 0.9, 0.95"
-    )
+    lowest: float = Field(0.0, ge=0, le=1, description="lower bound of every threshold; TorchSSL's SVHN runs: 0.9")
+    highest: float = Field(1.0, ge=0, le=1, description="upper bound of every threshold; TorchSSL's SVHN: 0.95")
 
 
 class SelfAdaptiveThreshold(nn.Module):
@@ -58,7 +48,7 @@ class SelfAdaptiveThreshold(nn.Module):
         update_average(self.confidence, now, self.momentum)
         self.confidence.clamp_(max=self.clip)
         update_average(self.mean, q.mean(0), self.momentum)
-        update_average(self.histogram, class_shares(target, q.shape[1], q.dtype), self.momentum)
+        update_average(self.histogram, F.one_hot(target, q.shape[1]).to(q.dtype).mean(0), self.momentum)
 
     def forward(self, target: Tensor) -> Tensor:
         """Threshold [N] of rows predicted as target, int64 [N]: confidence * mean_target / max mean."""
@@ -72,10 +62,15 @@ def fairness(logits: Tensor, mask: Tensor, threshold: SelfAdaptiveThreshold, eps
     p, mask = logits.softmax(-1), mask.to(logits.dtype)
     count, one_hot = mask.sum(), F.one_hot(logits.argmax(-1), logits.shape[1]).to(p.dtype)
     mean, histogram = ((mask[:, None] * x).sum(0) / count.clamp(min=1) for x in (p, one_hot))
-    wanted = normalized(threshold.mean * inverse(threshold.histogram)).to(p.dtype)
-    found = mean * inverse(histogram)
+    wanted = normalized(_over(threshold.mean, threshold.histogram)).to(p.dtype)
+    found = _over(mean, histogram)
     found = found / torch.where(count > 0, found.sum(), 1)  # a gradient of 0 / 0 would outlast the last line
     return torch.where(count > 0, (wanted * (found + eps).log()).sum(), 0)
+
+
+def _over(x: Tensor, histogram: Tensor) -> Tensor:
+    inverse = 1 / histogram
+    return x * torch.where(inverse.isfinite(), inverse, 0)  # infinite below 1e-38 too, where float32 decays to
 
 
 class FreeMatch(Method):
@@ -88,13 +83,14 @@ class FreeMatch(Method):
         self.threshold = SelfAdaptiveThreshold(problem.num_classes, o.momentum, o.use_quantile, o.clip)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
+        o = self.options
         labeled, weak, strong = batch.split(wide(logits))
         q, confidence, target = pseudo_labels(weak)
         self.threshold.update(q, confidence, target)
-        mask = (confidence >= self.threshold(target).clamp(*self.options.clamp)).to(strong.dtype)
+        mask = (confidence >= self.threshold(target).clamp(o.lowest, o.highest)).to(strong.dtype)
         fair = fairness(strong, mask, self.threshold, eps=1e-12)
         supervised = F.cross_entropy(labeled, batch.labels)
         unsupervised = masked_cross_entropy(strong, target, mask)
         rates = {"loss_fairness": fair, "mask_rate": mask.mean()}
-        total, metrics = combine(supervised, unsupervised, self.options.lambda_u, **rates)
-        return Losses(total + self.options.lambda_f * fair, metrics)
+        total, metrics = combine(supervised, unsupervised, o.lambda_u, **rates)
+        return Losses(total + o.lambda_f * fair, metrics)

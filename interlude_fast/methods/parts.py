@@ -58,19 +58,9 @@ def start_or_update_average(average: Tensor, now: Tensor, momentum: float) -> No
     average.copy_(torch.where(first, now.detach().to(average.dtype), average))
 
 
-def class_shares(target: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Share of each class [K] among targets int64 [N]."""
-    return F.one_hot(target, num_classes).to(dtype).mean(0)
-
-
 def normalized(x: Tensor) -> Tensor:
     """x [..., K], not negative, over its sum along the last axis."""
     return x / x.sum(-1, keepdim=True)
-
-
-def inverse(x: Tensor) -> Tensor:
-    """1 / x, and 0 where x is 0."""
-    return torch.where(x == 0, 0, 1 / x)
 
 
 def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:

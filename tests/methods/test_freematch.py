@@ -52,7 +52,7 @@ def test_three_steps_of_the_released_code(run: str) -> None:
 
 def test_the_clamped_thresholds_of_torchssl_on_svhn() -> None:
     recorded = golden("freematch")
-    method = exact_method("freematch", {"momentum": 0.9, "clamp": [0.9, 0.95], "lambda_f": 0.0})
+    method = exact_method("freematch", {"momentum": 0.9, "lowest": 0.9, "highest": 0.95, "lambda_f": 0.0})
     for step in range(3):
         g = pick(recorded, f"t{step}_")
         for mine, theirs in STATE.items():
@@ -71,6 +71,16 @@ def test_nothing_selected_is_no_fairness_and_no_nan(dtype: torch.dtype) -> None:
     assert loss == 0
     assert logits.grad is not None
     assert not logits.grad.any()
+
+
+def test_a_class_that_float32_has_almost_forgotten_is_no_nan() -> None:
+    """1 / 1e-40 is infinite there: it counts as never predicted."""
+    forgotten, never = (SelfAdaptiveThreshold(3) for _ in range(2))
+    forgotten.histogram[1], never.histogram[1] = 1e-40, 0
+    logits, mask = torch.randn(8, 3), torch.ones(8)
+    loss = fairness(logits, mask, forgotten, 1e-12)
+    assert loss.isfinite()
+    assert loss == fairness(logits, mask, never, 1e-12)
 
 
 def test_fairness_over_the_selected_rows_alone() -> None:

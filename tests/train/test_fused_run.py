@@ -38,6 +38,10 @@ CASES = pytest.mark.parametrize(
     [
         ("interlude", {"tau": 0.5}),
         ("interlude", {"tau": 0.5, "delta": "per_class", "layout": "separate", "class_weights": [*range(1, 11)]}),
+        (
+            "interlude",
+            {"distribution_alignment": True, "tau": [0.3, 0.5] * 5, "warmup_u": 0.5, "alpha_range": [0, 0.3]},
+        ),
         *((name, {}) for name in METHODS if name != "interlude"),
     ],
     ids=lambda v: v if isinstance(v, str) else "-".join(v) or "defaults",

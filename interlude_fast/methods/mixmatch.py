@@ -40,6 +40,12 @@ def interleave(chunks: list[Tensor]) -> list[Tensor]:
     return mixed
 
 
+def target_losses(logits: Tensor, targets: Tensor, labeled: int) -> tuple[Tensor, Tensor]:
+    """Of the first `labeled` rows the mean CE, of the others the mean (softmax - target)^2; both [N, K]."""
+    unsupervised = F.mse_loss(logits[labeled:].softmax(-1), targets[labeled:])
+    return F.cross_entropy(logits[:labeled], targets[:labeled]), unsupervised
+
+
 class MixMatch(Method):
     """L_s = CE of the B mixed rows that labeled ones lead, L_u = mean over the other rows and classes of
     (softmax - target)^2. Passes hold B rows each, for any mu; running statistics follow the first."""
@@ -64,9 +70,9 @@ class MixMatch(Method):
         with frozen_statistics(model):
             outputs += [model(chunk) for chunk in chunks[1:]]
         logits = wide(torch.cat(interleave(outputs) if o.interleave else outputs))
-        supervised = F.cross_entropy(logits[:b], targets[:b])
-        unsupervised = F.mse_loss(logits[b:].softmax(-1), targets[b:])
-        return combine(supervised, unsupervised, o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps))
+        return combine(
+            *target_losses(logits, targets, b), o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
+        )
 
     @torch.no_grad()
     def guess(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -131,21 +131,11 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
-def mix(rows: Tensor, strength: Tensor, order: Tensor) -> Tensor:
-    """strength * rows + (1 - strength) * rows[order] for [N, ...]; strength is a scalar or broadcasts."""
-    return torch.lerp(rows[order], rows, strength.to(rows.dtype))
-
-
-def mixed_losses(logits: Tensor, target: Tensor, labeled: int) -> tuple[Tensor, Tensor]:
-    """MixMatch's: mean cross-entropy of the first `labeled` rows with their targets [N, K], and mean squared
-    difference of probabilities, over rows and classes, of the others."""
-    on_labels = F.cross_entropy(logits[:labeled], target[:labeled])
-    return on_labels, (logits[labeled:].softmax(-1) - target[labeled:]).square().mean()
-
-
-def unit(d: Tensor) -> Tensor:
-    """d [N, ...], every row over its L2 norm."""
-    return F.normalize(d.flatten(1), dim=1).view_as(d)
+def unit(x: Tensor) -> Tensor:
+    """x [N, ...] with every row of length 1, 0 where it is 0; no small row underflows on the way."""
+    flat = x.flatten(1)
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    return F.normalize(flat, dim=1).view_as(x)
 
 
 def direction(

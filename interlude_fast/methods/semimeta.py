@@ -1,8 +1,8 @@
 """SemiMeta (Zhang, Xiao, Jia, Cheng, Yang, AISTATS 2021): pseudo labels take a step against the labeled loss.
 
-Pseudo labels y begin as the predictions P. If the network, by one step of length alpha towards y, is to lower the
-labeled loss L, then dL/dy at y = P is one Jacobian-vector product with g = grad L: 2 alpha / n J g for squared
-error (J = dP/d theta, n images), alpha / n J_log g for KL. Labels become P - meta_step (2 J g), or (J_log g).
+Pseudo labels y begin as the predictions P. If the network, by one step of length eta towards y, is to lower the
+labeled loss L, then dL/dy at y = P is one Jacobian-vector product with g = grad L: 2 eta / n J g for squared
+error (J = dP/d theta, n images), eta / n J_log g for KL. Labels become P - meta_step (2 J g), or (J_log g).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Inner = Literal["mse", "kl"]
 
 
 class SemiMetaOptions(Strict):
-    """Defaults are the paper's for CIFAR. `meta_step` is beta alpha / n of the paper; the released code takes the
+    """Defaults are the paper's for CIFAR. `meta_step` is beta eta / n of the paper; the released code takes the
     current learning rate, 0.1 for three quarters of its run, which a method does not know here."""
 
     inner: Inner = Field("mse", description="loss of a prediction against its pseudo label, inside and outside")
     meta_step: float = Field(0.1, ge=0)
     project: bool = Field(True, description="negative entries of pseudo labels become 0, rows sum to 1")
     mixup: bool = Field(True, description="labeled loss on mixtures of labeled and unlabeled images")
-    a: float = Field(1.0, gt=0, description="mixup strengths come from Beta(a, a); the paper's SVHN: 0.1")
+    alpha: float = Field(1.0, gt=0, description="of mixup's lambda ~ Beta(alpha, alpha); the paper's SVHN: 0.1")
     lambda_u: float = Field(1.0, ge=0)
     ramp: float = Field(4000, ge=0, description="steps in which lambda_u rises from 0; up to 1: a share of all")
     reference: bool = Field(False, description="finite differences over 0.01, as released, instead of J g")
@@ -96,7 +96,7 @@ class SemiMeta(Method):
             p, gradient = label_gradient(model, x, batch.labels, u, o.inner, o.reference)
         y = step_labels(p, gradient, o.meta_step, o.project)
         if o.mixup:
-            strength = mixup_strength(o.a, len(u), like=p)
+            strength = mixup_strength(o.alpha, len(u), like=p)
             truth = F.one_hot(batch.labels, self.num_classes).to(y.dtype)
             mixed, target = (
                 torch.lerp(

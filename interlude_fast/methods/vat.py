@@ -11,7 +11,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method
-from .parts import combine, frozen_statistics, ramp, wide
+from .parts import combine, direction, divergence, frozen_statistics, ramp, wide
 
 
 class VATOptions(Strict):
@@ -29,14 +29,7 @@ class VATOptions(Strict):
 
 def kl(p: Tensor, logits: Tensor) -> Tensor:
     """Mean over rows of KL(p || softmax(logits)), of probabilities p [N, K]."""
-    return F.kl_div(logits.log_softmax(-1), p, reduction="batchmean")
-
-
-def unit(x: Tensor) -> Tensor:
-    """x [N, ...] with every row of length 1, 0 where it is 0; no small row underflows on the way."""
-    flat = x.flatten(1)
-    flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
-    return F.normalize(flat, dim=1).view_as(x)
+    return divergence(logits, p).mean()
 
 
 def adversarial(model: nn.Module, images: Tensor, noise: Tensor, options: VATOptions) -> Tensor:
@@ -44,13 +37,9 @@ def adversarial(model: nn.Module, images: Tensor, noise: Tensor, options: VATOpt
     In float32 at least, also under autocast: in bfloat16 a change of length xi is lost."""
     with torch.autocast(images.device.type, enabled=False):
         x = wide(images)
-        d = unit(noise.to(x.dtype))
         with torch.no_grad():
-            p = model(x).softmax(-1)
-        for _ in range(options.iterations):
-            d = (options.xi * d).requires_grad_()
-            d = unit(torch.autograd.grad(kl(p, model(x + d)), d)[0])
-    return options.eps * d
+            logits = model(x)
+        return options.eps * direction(model, x, logits, noise.to(x.dtype), options.xi, options.iterations)
 
 
 class VAT(Method):

@@ -11,8 +11,9 @@ from torch import nn
 from interlude_fast.config import OptimConfig
 from interlude_fast.errors import ConfigError
 from interlude_fast.methods import Problem, build_method
-from interlude_fast.methods.mixup_lr import lipschitz_penalty, perturbation
-from interlude_fast.methods.parts import direction, divergence, mix, mixed_losses, ramp, unit
+from interlude_fast.methods.mixmatch import target_losses
+from interlude_fast.methods.mixup_lr import MixupLR, lipschitz_penalty, perturbation
+from interlude_fast.methods.parts import direction, divergence, ramp, unit
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.state import TrainState
 from interlude_fast.train.step import compute_gradients, update
@@ -59,7 +60,7 @@ def test_rows_without_a_direction_get_a_random_one() -> None:
 def test_the_mixup_loss_is_the_recorded_one(g: dict[str, Any]) -> None:
     lx, lu = (g[f"ssl_logits_{part}"].clone().requires_grad_() for part in "xu")
     targets = torch.cat([g["ssl_targets_x"], g["ssl_targets_u"]])
-    on_labels, on_guesses = mixed_losses(torch.cat([lx, lu]), targets, len(lx))
+    on_labels, on_guesses = target_losses(torch.cat([lx, lu]), targets, len(lx))
     close(on_labels, g["ssl_Lx"])
     close(on_guesses, g["ssl_Lu"])
     weight = g["ssl_lambda_u"] * ramp(g["ssl_epoch"], g["ssl_epochs"].item())
@@ -83,29 +84,31 @@ def test_the_average_takes_the_parameters_before_they_shrink(g: dict[str, Any]) 
     close(state.ema.model.weight, g["ema_shadow_W1_after"])
 
 
-def test_mixing() -> None:
-    x, order = torch.arange(4.0)[:, None].expand(4, 3), torch.tensor([3, 2, 1, 0])
-    assert mix(x, torch.tensor(0.75), order)[:, 0].tolist() == [0.75, 1.25, 1.75, 2.25]
-
-
 def run_of(**options: Any) -> Any:
     return prepare(small_config(method={"name": "mixup_lr", **options}))
 
 
+def test_the_penalty_leaves_running_statistics_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They end as after MixMatch's passes, whose draws come first."""
+    after = []
+    for penalty in (None, lambda self, model, x: x.new_zeros(())):
+        run = run_of()
+        if penalty:
+            monkeypatch.setattr(MixupLR, "penalty", penalty)
+        compute_gradients(run.state, run.pipeline.batch(0))
+        after.append({k: v.clone() for k, v in run.state.model.named_buffers()})
+    assert all(torch.equal(v, after[1][k]) for k, v in after[0].items())
+
+
 @pytest.mark.parametrize("reference", [False, True])
-def test_the_penalty_leaves_running_statistics_alone_unless_as_released(reference: bool) -> None:
-    run = run_of(reference=reference)
-    net, batch = run.state.model.train(), run.pipeline.batch(0)
-    x = batch.images[len(batch.labels) :]
-    before = {k: v.clone() for k, v in net.named_buffers()}
-    with torch.no_grad():
-        logits = net(x)
-    after_clean = {k: v.clone() for k, v in net.named_buffers()}
-    run.state.method.penalty(net, x, logits)
-    same = [torch.equal(v, after_clean[k]) for k, v in net.named_buffers()]
-    assert any(not torch.equal(v, after_clean[k]) for k, v in before.items())
-    assert all(same) != reference
-    assert all(p.grad is None for p in net.parameters())
+def test_the_range_of_power_iteration(reference: bool) -> None:
+    method = run_of(reference=reference).state.method
+    x = run_of().pipeline.batch(0).images
+    assert method.clamps
+    inside = (x >= method.lowest - 1e-5) & (x <= method.highest + 1e-5)
+    assert bool(inside.all()) != reference
+    assert method.xi == (10 if reference else 0.1)
+    assert not build_method("mixup_lr", {}, Problem(10)).clamps
 
 
 def test_perturbations_climb_faster_than_random_ones() -> None:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.methods import vat
-from interlude_fast.methods.vat import VATOptions, adversarial, kl, unit
+from interlude_fast.methods.parts import unit
+from interlude_fast.methods.vat import VATOptions, adversarial, kl
 
 from .golden import close, exact_method, golden
 

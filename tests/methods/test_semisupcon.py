@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from interlude_fast.methods.semisupcon import SemiSupCon, contrastive_loss
-from interlude_fast.models.prototypes import PrototypeNetwork
 from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.step import compute_gradients
@@ -66,23 +65,6 @@ def test_flexmatch_thresholds_rise_with_what_is_learned() -> None:
     assert torch.equal(trust.bool(), confidence >= 0.95 * (first / (2 - first))[target])
 
 
-def test_logits_are_cosines_over_the_temperature() -> None:
-    run = run_of()
-    net, x = run.state.model.double(), run.pipeline.batch(0).images.double()
-    assert isinstance(net, PrototypeNetwork)
-    z = net.embed(x)
-    torch.testing.assert_close(z.norm(dim=1), torch.ones(len(x)).double())
-    with torch.no_grad():
-        net.prototypes.mul_(3)
-    expected = F.cosine_similarity(z[:, None], net.prototypes, dim=-1) / 0.1
-    torch.testing.assert_close(net.classify(z), expected)
-    with torch.no_grad():
-        net.prototypes = torch.nn.Parameter(G["prototypes"])
-    close(
-        F.cross_entropy(net.classify(F.normalize(G["h_lb"], dim=-1)), G["y_lb"]), G["ce_prototypes_only_labeled"]
-    )
-
-
 def test_the_contrastive_loss_has_the_gradient_of_its_formula() -> None:
     torch.manual_seed(0)
     z = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
@@ -103,17 +85,6 @@ def test_the_loss_is_stable_at_low_temperatures() -> None:
 
 def run_of(**options: Any) -> Any:
     return prepare(small_config(method={"name": "semisupcon", **options}))
-
-
-def test_the_backbone_keeps_its_order_of_layers_and_loses_its_classifier() -> None:
-    run = prepare(small_config(method={"name": "semisupcon"}, optim={"layer_decay": 0.5}))
-    net = run.state.model
-    names = {p: n for n, p in net.named_parameters()}
-    scales = {names[p]: g["scale"] for g in run.state.optimizer.param_groups for p in g["params"]}
-    assert scales["prototypes"] == scales["head.0.weight"] == 1
-    assert scales["backbone.bn1.weight"] == 0.5
-    assert scales["backbone.conv1.weight"] == 0.5**5
-    assert not any("fc" in name for name in names.values())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from .main import one_line_errors, write_bytes
+from .settings import NETWORKS
 
 
 @click.command("predict")
@@ -15,17 +16,18 @@ from .main import one_line_errors, write_bytes
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file; default: standard output.")
 @click.option("--device", help="auto (default), cpu, cuda or cuda:<i>.")
+@click.option("--network", type=click.Choice(NETWORKS), default="ema", help="Default: ema.")
 @one_line_errors
-def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str | None) -> None:
-    """Classify IMAGES, files and folders, with the EMA network of RUN, a run directory, and its own preprocessing:
-    a CSV row each with path, class, probability and every class's probability."""
+def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str | None, network: str) -> None:
+    """Classify IMAGES, files and folders, with a network of RUN, a run directory, and its own preprocessing: a CSV
+    row each with path, class, probability and every class's probability."""
     from interlude_fast.data.images import shown
     from interlude_fast.data.progress import RichProgress
     from interlude_fast.report.predict import predict
     from interlude_fast.train.checkpoint import write_atomically
 
     console = Console(stderr=True)
-    found = predict(run, images, device, progress=RichProgress(console))
+    found = predict(run, images, device, network=network, progress=RichProgress(console))
     content = found.to_csv().encode("utf-8", "surrogateescape")  # names that are no text: their own bytes
     if out:
         write_atomically(out, content)

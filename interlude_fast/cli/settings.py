@@ -28,6 +28,8 @@ OVERRIDES = {
 }
 
 PATH = click.Path(path_type=Path)
+# Those that a run leaves behind; the last one where it has validation images.
+NETWORKS = ("ema", "raw", "best_on_validation")
 # Which images, and which of them are labeled.
 DATA = [
     click.option("--dataset", help="digits (default), cifar10, cifar100, svhn, stl10, tmed2, folder, csv or npz."),

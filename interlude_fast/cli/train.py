@@ -24,17 +24,14 @@ def command(
 ) -> None:
     """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
     from interlude_fast.config import load
-    from interlude_fast.evaluate import heading
     from interlude_fast.report import train_run
     from interlude_fast.report.run import resume_config
+    from interlude_fast.report.scores import result_lines
 
     console = Console(stderr=True)
     asked = overrides(assignments, **flags)
     config = resume_config(run_dir, config_file, asked) if resume else load(config_file, asked)
     result = train_run(config, run_dir, resume=resume, console=console)
-    for name, s in result.scores.items():
-        part, network = heading(name).split("/")
-        click.echo(f"{part} error {network}: {s.error:.2%} ({s.n} images)")
-    if not result.scores:
-        click.echo("no test or validation images: nothing was evaluated (--set data.split.validation=0.2)")
+    for line in result_lines(result):
+        click.echo(line)
     click.echo(f"{result.seconds:.0f} s, everything in {result.directory}")

@@ -152,6 +152,11 @@ def read_stream(file: BinaryIO) -> Image.Image:
         return image
 
 
+def from_array(pixels: np.ndarray) -> Image.Image:
+    """uint8 [H, W, C], C = 1 or 3, as a decoded image."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels))
+
+
 def inspect_header(path: Path | str) -> ImageInfo:
     """Size and mode without decoding pixels; the end of the file may still be missing.
 

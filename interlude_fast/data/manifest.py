@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from interlude_fast.config import DataConfig
-from interlude_fast.errors import DataError
+from interlude_fast.errors import DataError, few
 
 from .sources import Source
 from .split import Split
@@ -116,9 +116,9 @@ def _first_difference(values: dict[str, Any], source: Source) -> str:
         return f"of '{values['dataset']}', but this is '{source.name}'"
     then, now = values["classes"], list(source.classes)
     if len(then) != len(now):
-        return f"it had {len(then)} classes ({_few(then)}), there are {len(now)} now ({_few(now)})"
+        return f"it had {len(then)} classes ({few(then)}), there are {len(now)} now ({few(now)})"
     if then != now:
-        return f"its classes were {_few(then)}; now they are {_few(now)}"
+        return f"its classes were {few(then)}; now they are {few(now)}"
     if values["images"] != len(source.images):
         return f"it had {values['images']} images, there are {len(source.images)} now"
     for name in NAMED:
@@ -127,10 +127,6 @@ def _first_difference(values: dict[str, Any], source: Source) -> str:
                 where = f" ({source.files.paths[index]})" if source.files else ""
                 return f"{name} image {index}{where} has hash {source.hashes[index].decode()}, then {before}"
     return "unlabeled images, labels or their order differ"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def _to_ranges(indices: np.ndarray) -> list[list[int]]:

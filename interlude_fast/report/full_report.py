@@ -24,17 +24,12 @@ def with_selected(run: Run, weights: dict[str, Tensor] | None) -> dict[str, nn.M
 
 
 def details(run: Run, networks: dict[str, nn.Module]) -> dict[str, dict[str, Detail]]:
-    """Network -> "test" and "validation", where there are such images -> what can be said of it there."""
-    how, found = Preprocessing.of(run.source), {}
-    for name, network in networks.items():
-        found[name] = {
-            part: detail(
-                predict_logits(network, run.held_out_batches(part), how.normalize),
-                labels,
-                how.classes,
-                run.config.seed,
-            )
-            for part in PARTS
-            if len(labels := run.held_out_labels(part))
-        }
+    """Images, "test" and "validation" where there are some -> network -> what can be said of it there."""
+    how = Preprocessing.of(run.source)
+    found: dict[str, dict[str, Detail]] = {}
+    for part in PARTS:
+        labels = run.held_out_labels(part)
+        for name, network in networks.items() if len(labels) else ():
+            logits = predict_logits(network, run.held_out_batches(part), how.normalize)
+            found.setdefault(part, {})[name] = detail(logits, labels, how.classes, run.config.seed)
     return found

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from interlude_fast.data.decode import cores
 from interlude_fast.data.files import image_paths
-from interlude_fast.data.images import UnreadableImage, prepare, read_image, shown
+from interlude_fast.data.images import UnreadableImage, from_array, prepare, read_image, shown
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.errors import DataError
 from interlude_fast.evaluate import predict_logits
 from interlude_fast.methods import Problem, build_method
-from interlude_fast.models import Shape
+from interlude_fast.models import Network, Shape
 from interlude_fast.train.build import build_network
 from interlude_fast.train.step import resolve_device
 
-from .run import load_weights
-from .run_directory import RunDirectory
+from .run_directory import RunDirectory, load_weights
 
 CHUNK = 256  # images in memory at a time, before and after they are resized
 
@@ -73,12 +73,18 @@ def find_images(arguments: Sequence[Path]) -> list[Path]:
 
 
 def predict(
-    run: Path, images: Sequence[Path], device: str | None = None, *, progress: Progress | None = None
+    run: Path,
+    images: Sequence[Path],
+    device: str | None = None,
+    *,
+    network: str = "ema",
+    progress: Progress | None = None,
 ) -> Predictions:
-    """Predict with the EMA network of a run directory. A prediction depends on its image alone.
+    """Predict with a network of a run directory. A prediction depends on its image alone.
 
     Args:
         images: files and folders. device: auto, cpu, cuda or cuda:<i>; None: auto.
+        network: "ema", "raw" or "best_on_validation".
 
     Raises:
         CheckpointError: the folder is not that of a finished run, or is damaged.
@@ -88,45 +94,85 @@ def predict(
     config, how = folder.config(), Preprocessing.from_dict(folder.read_json("preprocessing.json"))
     where = resolve_device(device or "auto")
     method = build_method(config.method.name, config.method.options(), Problem(len(how.classes)))
-    network = build_network(config, method, Shape(len(how.classes), how.channels, how.size), fresh=False)
-    network.fusion.at_eval = False
-    load_weights(network, folder, "ema")
-    network = network.to(where).to(memory_format=torch.channels_last)
-    paths, skipped, found = [], [], []
-    progress = progress or Silent()
+    model = build_network(config, method, Shape(len(how.classes), how.channels, how.size), fresh=False)
+    load_weights(model, folder, network)
+    model = model.to(where).to(memory_format=torch.channels_last)
+    paths = find_images(images)
+    found = predict_images({network: model}, paths, how, where, progress)
+    return Predictions(
+        tuple(str(paths[i]) for i in found.read),
+        found.logits[network].softmax(1).numpy(),
+        how.classes,
+        tuple((str(paths[i]), reason) for i, reason in found.skipped),
+    )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What networks say of images.
+
+    Attributes:
+        read: [N], the numbers of the images that could be read; skipped: (number, reason) of the others.
+        logits: of each network, float32 [N, K] on the CPU.
+    """
+
+    read: list[int]
+    logits: dict[str, Tensor]
+    skipped: list[tuple[int, str]]
+
+
+def predict_images(
+    networks: dict[str, Network],
+    images: Sequence[Path] | np.ndarray,
+    how: Preprocessing,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> Predicted:
+    """Logits of files, or of uint8 images [N, H, W, C], prepared as a run's own images were. Every prediction
+    depends on its image alone: from here on the networks fuse no rows in eval mode.
+
+    Raises:
+        DataError: no image can be read.
+    """
+    done, progress = Predicted([], {}, []), progress or Silent()
+    found: dict[str, list[Tensor]] = {name: [] for name in networks}
     try:
-        for names, pixels, bad in _read(find_images(images), how, progress):
-            paths += names
-            skipped += bad
-            if names:
-                logits = predict_logits(network, [torch.from_numpy(pixels).to(where)], how.normalize)
-                found.append(logits.float().softmax(1).cpu().numpy())
+        for numbers, pixels, bad in _read(images, how, progress):
+            done.read.extend(numbers)
+            done.skipped.extend(bad)
+            for name, network in networks.items() if numbers else ():
+                network.fusion.at_eval = False
+                logits = predict_logits(network, [torch.from_numpy(pixels).to(device)], how.normalize)
+                found[name].append(logits.float().cpu())
     finally:  # here: an error would leave the generator waiting, and the bar standing
         progress.done()
-    if not found:
-        path, reason = skipped[0]
-        raise DataError(f"none of the {len(skipped)} images can be read, e.g. {shown(path)}: {reason}")
-    return Predictions(tuple(paths), np.concatenate(found), how.classes, tuple(skipped))
+    if not done.read:
+        number, reason = done.skipped[0]
+        raise DataError(
+            f"none of the {len(done.skipped)} images can be read, e.g. {shown(str(images[number]))}: {reason}"
+        )
+    done.logits.update({name: torch.cat(parts) for name, parts in found.items()})
+    return done
 
 
 def _read(
-    paths: list[Path], how: Preprocessing, progress: Progress
-) -> Iterator[tuple[list[str], np.ndarray, list[tuple[str, str]]]]:
-    """(paths, uint8 [n, S, S, C], (path, reason) of unreadable ones), CHUNK files at a time, by all cores."""
+    images: Sequence[Path] | np.ndarray, how: Preprocessing, progress: Progress
+) -> Iterator[tuple[list[int], np.ndarray, list[tuple[int, str]]]]:
+    """(numbers, uint8 [n, S, S, C], (number, reason) of unreadable ones), CHUNK images at a time, by all cores."""
     recipe = how.recipe
 
-    def one(path: Path) -> np.ndarray | str:
+    def one(image: Path | np.ndarray) -> np.ndarray | str:
         try:
-            return prepare(read_image(path), recipe)
+            return prepare(read_image(image) if isinstance(image, Path) else from_array(image), recipe)
         except UnreadableImage as error:
             return error.reason
 
-    progress.start("predicting", len(paths))
+    progress.start("predicting", len(images))
     with ThreadPoolExecutor(cores()) as threads:
-        for start in range(0, len(paths), CHUNK):
-            part = paths[start : start + CHUNK]
-            results = list(zip(part, threads.map(one, part), strict=True))
-            good = [(str(path), image) for path, image in results if not isinstance(image, str)]
-            bad = [(str(path), reason) for path, reason in results if isinstance(reason, str)]
-            yield [path for path, _ in good], np.array([image for _, image in good], dtype=np.uint8), bad
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            results = list(enumerate(threads.map(one, part), start))
+            good = [(i, image) for i, image in results if not isinstance(image, str)]
+            bad = [(i, reason) for i, reason in results if isinstance(reason, str)]
+            yield [i for i, _ in good], np.array([image for _, image in good], dtype=np.uint8), bad
             progress.advance(len(part))

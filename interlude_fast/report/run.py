@@ -141,7 +141,7 @@ def _as_json(result: RunResult, run: Run) -> dict[str, Any]:
             for kind, found in result.evaluations.items()
         },
         "selection": {"by": result.selected_by, "kept_network": run.selection.network, BY_TEST: NOT_FAIR},
-        "report": {name: {part: d.as_dict() for part, d in parts.items()} for name, parts in report.items()},
+        "report": {part: {name: d.as_dict() for name, d in found.items()} for part, found in report.items()},
     }
 
 

@@ -130,13 +130,13 @@ def test_a_run_reports_all_three(tmp_path: Path) -> None:
     assert "not a fair figure" in written["selection"][BY_TEST]
     assert written["selection"]["by"] == "balanced_accuracy"
     report = written["report"]
-    assert set(report) == set(FINAL)
-    assert report[BY_VALIDATION]["validation"]["n"] == 100
+    assert set(report["test"]) == set(report["validation"]) == set(FINAL)
+    assert report["validation"][BY_VALIDATION]["n"] == 100
     chosen = written[BY_VALIDATION]["ema"]
     for part in ("test", "validation"):  # the kept weights are those of the selected step
-        assert {k: report[BY_VALIDATION][part][k] for k in chosen[part]} == chosen[part]
-    assert len(report["ema"]["test"]["confusion"]) == 10
-    low, high = (report["ema"]["test"]["intervals"]["error"][end] for end in ("low", "high"))
+        assert {k: report[part][BY_VALIDATION][k] for k in chosen[part]} == chosen[part]
+    assert len(report["test"]["ema"]["confusion"]) == 10
+    low, high = (report["test"]["ema"]["intervals"]["error"][end] for end in ("low", "high"))
     assert low < written["ema"]["error"] < high
 
 
@@ -216,5 +216,5 @@ def test_the_report_reads_images_that_stay_on_the_host(tmp_path: Path) -> None:
     config = small_config(data={"pipeline": "host", "split": {"validation": 100}})
     result = train_run(config, tmp_path / "run")
     report = json.loads((tmp_path / "run" / "result.json").read_text())["report"]
-    assert report["ema"]["test"]["error"] == result.scores["ema"].error
+    assert report["test"]["ema"]["error"] == result.scores["ema"].error
     assert prepare(config).selection.weights == {}

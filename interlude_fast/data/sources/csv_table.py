@@ -36,7 +36,7 @@ def load(options: DataConfig, progress: Any = None) -> Source:
         raise ConfigError("csv: which file? --data-root FILE.csv with the columns path,label")
     rows = read_rows(options.root)
     folder = options.root.parent
-    _check_paths(rows, folder, options.root)
+    check_paths(rows, folder, options.root)
     classes = _classes(rows, options.root)
     number = {name: k for k, name in enumerate(classes)}
     records = [
@@ -112,7 +112,8 @@ def _clean(row: dict[str, Any], line: int, file: str) -> dict[str, str]:
     return {**values, "path": os.path.normpath(values["path"]), "line": str(line)}
 
 
-def _check_paths(rows: list[dict[str, str]], folder: Path, file: Path) -> None:
+def check_paths(rows: list[dict[str, str]], folder: Path, file: Path) -> None:
+    """Raises DataError for a row whose path leaves the folder, repeats another or does not exist."""
     first: dict[str, str] = {}
     for row in rows:
         path, where = row["path"], f"csv: {shown(file)}, line {row['line']}"

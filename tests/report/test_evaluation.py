@@ -62,6 +62,15 @@ def test_everything_by_default(place: Path) -> None:
     assert found.selected == {"network": "ema", "step": str(about), "selected_by": "accuracy"}
 
 
+def test_what_is_not_defined_is_left_out_of_the_metrics(place: Path) -> None:
+    names = {name for row in RunDirectory(place / "run").read_metrics() for name in row}
+    scores = {"error", "accuracy", "balanced_accuracy", "macro_f1", "auroc", "calibration_error"}
+    for part, network in (("test", "ema"), ("validation", "raw")):
+        found = {n.rpartition("/")[2] for n in names if n.startswith(f"{part}/{network}/")}
+        assert found == scores  # of three classes there are no five best ones
+    assert json.loads((place / "run" / "result.json").read_text())["ema"]["top5_accuracy"] is None
+
+
 def rows(table: Path, run: Path, network: str) -> dict[str, tuple[str, str]]:
     """path -> (true class, predicted class) of the images of a folder of class folders."""
     found = predict(run, [table], "cpu", network=network)

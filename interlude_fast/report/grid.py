@@ -72,13 +72,13 @@ def parse_axis(text: str) -> Axis:
     if key == "seed":
         raise ConfigError("--grid seed=...: seeds are given by --seeds")
     if "." not in key and key not in SHORT:
-        raise ConfigError(f"--grid {key}: no such short name{nearest(key, SHORT)}; or a full key such as train.mu")
+        raise ConfigError(
+            f"--grid {key}: neither a full key such as train.mu nor a short name{nearest(key, SHORT)}"
+        )
     try:
         values = yaml.safe_load(f"[{listed}]")
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--grid {text}: the values are not YAML") from None
-    if not isinstance(values, list):
-        raise ConfigError(f"--grid {text}: the values are no list")
     return Axis(SHORT.get(key, key), tuple(map(as_number, values)))
 
 

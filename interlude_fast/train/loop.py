@@ -288,7 +288,8 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         meter.add(losses, waited)
         step, last = state.step, state.step == t.steps
         recorder.stepped(step)
-        save_now = checkpoint is not None and (last or interrupt.asked or step % t.checkpoint_every == 0)
+        stop = interrupt.asked  # looked at once: what comes while this step is saved is answered after the next
+        save_now = checkpoint is not None and (last or stop or step % t.checkpoint_every == 0)
         if last or save_now or step % t.log_every == 0:
             _log(meter, recorder, step, run, checkpoint)
         if last or step % t.eval_every == 0:
@@ -300,7 +301,7 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         if save_now and checkpoint:
             _refuse_bad_weights(state, checkpoint)
             save_checkpoint(checkpoint, state, run.identity(), run.selection)
-        if interrupt.asked:
+        if stop or (last and interrupt.asked):
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
     return run.evaluate() if scores is None else scores
 

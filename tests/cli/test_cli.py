@@ -172,6 +172,50 @@ def test_unknown_options_and_commands_name_the_nearest(call: Callable[..., Resul
     assert call("--help").exit_code == call("train", "--help").exit_code == call("--version").exit_code == 0
 
 
+def test_ablate_writes_tables_and_goes_on(call: Callable[..., Result]) -> None:
+    arguments = ["ablate", "--device", "cpu", *flags(), "--steps", "2", "--grid", "alpha=0,0.1", "--out", "out"]
+    done = call(*arguments)
+    assert done.exit_code == 0, done.output
+    assert done.stderr.splitlines()[-1].startswith("[2/2] alpha=0.1/seed0: error ")
+    again = call(*arguments)
+    assert (again.exit_code, again.stderr) == (0, "2 of 2 runs are done already\n")
+    assert again.stdout == done.stdout
+    assert Path("out/table.csv").read_text().startswith("alpha,n,test_error_ema_mean,")
+    failed = call(*arguments[:-4], "--grid", "optim.lr=1e38", "--out", "failing")
+    assert failed.exit_code == 2
+    assert "1 of 1 runs failed: lr=1e+38/seed0; lr=1e+38/seed0: " in failed.stderr.splitlines()[-1]
+    assert "lr" in failed.stdout  # the table, all the same
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--grid", "alpha=0"], "Missing option '--out'"),
+        (["--out", "o"], "nothing varies"),
+        (["--out", "o", "--grid", "alpah=0"], "did you mean 'alpha'?"),
+        (["--out", "o", "--grid", "alpha=0,0"], "method.alpha = 0 is named twice"),
+        (["--out", "o", "--grid", "alpha=0,7"], "method.alpha = 7"),
+        (
+            ["--out", "o", "--grid", "alpha=0", "--methods", "interlude,supervised"],
+            "supervised has no option 'alpha'",
+        ),
+        (["--out", "o", "--methods", "interlude,interlud"], "did you mean 'interlude'?"),
+        (["--out", "o", "--grid", "labels=20,45"], "45 labels do not divide"),
+        (["--out", "o", "--grid", "alpha=0", "--seeds", "0,0"], "a seed is named twice"),
+        (["--out", "o", "--grid", "alpha=0", "--jobs", "0"], "--jobs"),
+        (["--out", "o", "--grid", "alpha=0", "--device", "cuda:7"], "device 'cuda:7'"),
+        (["--out", "x" * 300, "--grid", "alpha=0"], "File name too long"),
+    ],
+    ids=lambda v: " ".join(v) if isinstance(v, list) else "",
+)
+def test_ablate_refuses_before_it_trains(call: Callable[..., Result], arguments: list[str], line: str) -> None:
+    result = call("ablate", *flags(), *arguments)
+    assert result.exit_code == 2, result.output
+    assert line in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert not list(Path.cwd().glob("*/*/seed*"))
+
+
 def test_parity_prints_every_quantity(call: Callable[..., Result]) -> None:
     result = call("parity", GOLDEN)
     assert result.exit_code == 0, result.stdout + result.stderr

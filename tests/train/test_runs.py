@@ -235,6 +235,29 @@ def test_an_interrupt_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: pyt
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.parametrize(("step", "saved"), [(4, "5"), (8, "8")])
+def test_an_interrupt_while_a_step_is_logged_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, saved: str
+) -> None:
+    real = loop._log
+
+    def interrupting(meter, recorder, now, *args):
+        if now == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        real(meter, recorder, now, *args)
+
+    config = small_config(train={"log_every": 1, "checkpoint_every": 100})
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_log", interrupting)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(config, tmp_path / "run")
+    assert load_tensors(tmp_path / "run" / "checkpoints" / "last")[1]["step"] == saved
+    train_run(config, tmp_path / "run", resume=True)
+    train_run(config, tmp_path / "whole")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    assert (tmp_path / "run" / "result.json").exists()
+
+
 def test_nan_ends_the_run_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = loop.train_step
 

@@ -93,7 +93,9 @@ def compare(
     """
     axis = Axis("method.name", tuple(methods))
     cells = make_cells([axis], seeds, overrides, file=file)
-    jobs = {(c.values[axis.key], s): Job(f"{c.name} seed {s}", c.configs[s]) for s in seeds for c in cells}
+    jobs = {
+        (c.values[axis.key], s): Job(f"{c.values[axis.key]} seed {s}", c.configs[s]) for s in seeds for c in cells
+    }
     data = cells[0].configs[seeds[0]].data
     if not all("test" in parts for parts in evaluated_on(jobs.values(), console).values()):
         raise ConfigError(f"{data.dataset} has no test images to compare on; --set data.split.test=0.2")

@@ -93,11 +93,14 @@ def _identity(config: Config) -> dict[str, object]:
 
 def evaluated_on(jobs: Iterable[Job], console: Console | None = None) -> dict[str, set[str]]:
     """Which of "test" and "validation" images every job will have, by its name. Loads the data, a data set at a
-    time, and so finds what is wrong with it or with a split before any training.
+    time, and so finds what is wrong with it or with a split before any training; looks at the devices too.
 
     Raises:
-        ConfigError, DataError: as loop.load_data.
+        ConfigError, DataError: as loop.load_data and step.resolve_device.
     """
+    jobs = list(jobs)
+    for job in jobs:
+        resolve_device(job.config.train.device)
 
     def source_key(job: Job) -> str:
         return job.config.data.model_dump_json(exclude={*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"})

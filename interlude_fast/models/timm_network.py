@@ -74,7 +74,8 @@ class TimmBacked(Network):
         if here is None or there is None or grid is None or there.shape == here.shape or there.ndim != 3:
             return weights
         prefix = here.shape[1] - grid[0] * grid[1]
-        if math.isqrt(there.shape[1] - prefix) ** 2 == there.shape[1] - prefix:
+        patches = there.shape[1] - prefix
+        if patches > 0 and math.isqrt(patches) ** 2 == patches:
             # As the reference does: without the smoothing that timm adds where a grid shrinks.
             resized = resample_abs_pos_embed(there, list(grid), num_prefix_tokens=prefix, antialias=False)
             weights = {**weights, "net.pos_embed": resized}
@@ -84,8 +85,7 @@ class TimmBacked(Network):
 class TimmOptions(NetworkOptions):
     pretrained: bool = Field(False, description="start from the weights that timm downloads")
     fusion_module: str | None = Field(
-        None,
-        description="name of the submodule whose input is fused; None: the last stage, or last quarter of blocks",
+        None, description="the submodule whose input is fused; None: the last stage, or last quarter of blocks"
     )
 
 
@@ -107,8 +107,8 @@ class TimmNetwork(TimmBacked):
         self.net = self._create(architecture, options.pretrained, shape)
         first_head = self.net.default_cfg.get("classifier") or "head"
         self.classifier = f"net.{first_head if isinstance(first_head, str) else first_head[0]}"
-        place = options.fusion_module or fusion_place(self.net)
-        if place is None and fusion.alpha != 0:
+        place = options.fusion_module or (fusion_place(self.net) if fusion.alpha else None)
+        if place is None and fusion.alpha:
             raise ConfigError(
                 f"{self.name}: no place to fuse embeddings is known; name a submodule with model.fusion_module, "
                 "or set method.alpha=0"
@@ -145,8 +145,8 @@ class TimmNetwork(TimmBacked):
 
     def _submodule(self, name: str) -> nn.Module:
         known = dict(self.net.named_modules())
-        if not name or name not in known:
-            names = [n for n in known if 0 < n.count(".") + 1 <= name.count(".") + 1]
+        if name not in known:
+            names = [n for n in known if n and n.count(".") <= name.count(".")]
             raise ConfigError(f"model.fusion_module: {self.name} has no submodule '{name}'{_nearest(name, names)}")
         return known[name]
 

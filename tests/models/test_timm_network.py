@@ -47,6 +47,7 @@ def test_fusion_at_a_named_module() -> None:
 
 def test_where_no_place_is_known() -> None:
     network("densenet121", alpha=0.0)
+    network("hrnet_w18_small", alpha=0.0)
     with pytest.raises(ConfigError, match=r"no place to fuse.*model\.fusion_module, or set method\.alpha=0"):
         network("densenet121")
     with pytest.raises(ConfigError, match=r"no submodule 'layer5'; did you mean 'layer\d'\?"):

@@ -132,6 +132,7 @@ def test_a_run_starts_from_the_weights_of_another_and_then_has_its_own(
     # A finished run is whole without the file that it started from.
     weights.unlink()
     evaluate_run(second)
+    train_run(config, second, resume=True)
     write_images(tmp_path, ["one.png"], (8, 8), "L")
     assert len(predict(second, [tmp_path / "one.png"], "cpu").paths) == 1
     with pytest.raises(ConfigError, match=r"ema\.safetensors does not exist"):

@@ -74,6 +74,21 @@ def test_fusion_is_applied_while_training_and_only_then(name: str, options: dict
             assert changed.tolist() == [row in (i - 1, i) for row in range(4)]
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "channels"), [("conv_large", "block7", 256), ("shake_shake", "layer3", 64)]
+)
+def test_places_of_fusion(name: str, place: str, channels: int) -> None:
+    net = build(name, {}, 0.3).train()
+    seen: list[Tensor] = []
+    net.fusion.register_forward_hook(lambda m, i, o: seen.extend((i[0], o)))
+    net.get_submodule(place).register_forward_pre_hook(lambda m, i: seen.append(i[0]))
+    net(torch.randn(3, 3, 32, 32))
+    before, after, entered = seen
+    assert after is entered
+    assert before.shape[1] == channels
+    torch.testing.assert_close(after, 0.7 * before + 0.3 * before.roll(-1, 0))
+
+
 @every_network
 def test_a_copy_fuses_by_its_own_switch(name: str, options: dict[str, Any], odd: bool) -> None:
     net = build(name, options, 0.3)

@@ -7,6 +7,7 @@ error (J = dP/d theta, n images), eta / n J_log g for KL. Labels become P - meta
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ from .base import Losses, Method
 from .parts import combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
 
 Inner = Literal["mse", "kl"]
+# torch's own, when it loads its forward-mode rules.
+warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=FutureWarning)
 
 
 class SemiMetaOptions(Strict):
@@ -73,6 +76,12 @@ def step_labels(p: Tensor, gradient: Tensor, step: float, project: bool) -> Tens
     return normalized(y.relu()).nan_to_num(0) if project else y
 
 
+def mix(labeled: Tensor, unlabeled: Tensor, strength: Tensor) -> Tensor:
+    """strength of the labeled row beside it and 1 - strength of each unlabeled one: [B, ...], [N, ...], [N]."""
+    beside = labeled.repeat_interleave(len(unlabeled) // len(labeled), 0)
+    return torch.lerp(unlabeled, beside, per_row(strength, unlabeled))
+
+
 def consistency(logits: Tensor, target: Tensor, inner: Inner) -> Tensor:
     """Mean over rows of ||softmax(logits) - target||^2 (a sum over classes) or KL(target || softmax(logits))."""
     squares = (logits.softmax(-1) - target).square().sum(-1).mean()
@@ -98,12 +107,7 @@ class SemiMeta(Method):
         if o.mixup:
             strength = mixup_strength(o.alpha, len(u), like=p)
             truth = F.one_hot(batch.labels, self.num_classes).to(y.dtype)
-            mixed, target = (
-                torch.lerp(
-                    of_unlabeled, of_labeled.repeat_interleave(batch.mu, 0), per_row(strength, of_unlabeled)
-                )
-                for of_unlabeled, of_labeled in ((u, x), (y, truth))
-            )
+            mixed, target = mix(x, u, strength), mix(truth, y, strength)
             on_labels = divergence(wide(model(mixed)), target).mean()
         else:
             on_labels = F.cross_entropy(wide(model(labeled)), batch.labels)

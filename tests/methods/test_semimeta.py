@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from interlude_fast.methods import semimeta
 from interlude_fast.methods.parts import divergence, eval_mode
-from interlude_fast.methods.semimeta import consistency, label_gradient, step_labels
+from interlude_fast.methods.semimeta import consistency, label_gradient, mix, step_labels
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.step import compute_gradients
 from tests.helpers import small_config
@@ -51,9 +51,9 @@ def test_steps_of_the_released_code(g: dict[str, Any], case: str) -> None:
     close(y, of_case["pseudo"])
     on_pseudo = consistency(net(g["x_ulb"]), y, "mse")
     if case.startswith("mix"):
-        strength = g["mix_lambda"]
-        mixed = torch.lerp(g["x_ulb"], g["x_lb"], strength[..., None, None])
-        target = torch.lerp(y, F.one_hot(g["y_lb"], 10).double(), strength)
+        strength = g["mix_lambda"].flatten()
+        mixed = mix(g["x_lb"], g["x_ulb"], strength)
+        target = mix(F.one_hot(g["y_lb"], 10).double(), y, strength)
         close(mixed, of_case["interp_img"])
         close(target, of_case["interp_target"])
         total = divergence(net(mixed), target).mean() + on_pseudo
@@ -74,6 +74,12 @@ def test_the_papers_first_algorithm(g: dict[str, Any], inner: Any) -> None:
     loss = consistency(net(g["x_ulb"]), y, inner)
     close(loss, g[f"alg1_{inner}_loss"])
     assert_gradients(loss, net, g, f"alg1_{inner}_grad_")
+
+
+def test_unlabeled_images_are_mixed_with_the_labeled_one_beside_them() -> None:
+    labeled, unlabeled = torch.tensor([[10.0], [20.0]]), torch.zeros(4, 1)
+    mixed = mix(labeled, unlabeled, torch.tensor([1.0, 0.5, 1.0, 0.0]))
+    assert mixed.flatten().tolist() == [10, 5, 20, 0]
 
 
 def test_labels_without_a_positive_entry_become_zero() -> None:

@@ -18,7 +18,7 @@ from interlude_fast.train.step import resolve_device, resolve_precision
 
 PACKAGES = (
     *("torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "pydantic", "safetensors"),
-    *("scikit-learn", "torchmetrics"),
+    *("scikit-learn", "torchmetrics", "timm"),
 )
 
 

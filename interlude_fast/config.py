@@ -29,6 +29,12 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
+    def refuse_unread(self, because: str, *names: str) -> None:
+        """For validators: fields that are not at their defaults although nothing reads them."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} = {getattr(self, name)} means nothing {because}; drop it")
+
 
 class SplitConfig(Strict):
     """How labeled, unlabeled, validation and test images are chosen (data/split.py)."""
@@ -118,7 +124,7 @@ class OptimConfig(Strict):
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of a layer over that of the next")
     schedule: Literal["cosine_7_16", "cosine", "constant", "steps"] = "cosine_7_16"
     warmup: int = Field(0, ge=0, description="steps in which the learning rate rises linearly from 0")
-    milestones: list[int] = Field([], description="steps: the learning rate falls to a tenth after each")
+    milestones: list[PositiveInt] = Field([], description="steps: the learning rate falls to a tenth after each")
     ema_decay: float = Field(0.999, ge=0, lt=1)
 
 
@@ -162,6 +168,8 @@ def _one_line(cls: type[BaseModel], error: ValidationError, where: str) -> str:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     key = ".".join([where, *path]).strip(".")
+    if first["type"] == "value_error":  # raised by a validator of ours
+        return f"{key}: {first['ctx']['error']}"
     if first["type"] != "extra_forbidden":
         got = first["input"]
         return f"{key} = {got!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

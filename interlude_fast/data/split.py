@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,6 +61,15 @@ def draw_split(source: Source, options: DataConfig, seed: int) -> Split:
         validation=own_validation if len(own_validation) else validation,
         test=own_test if len(own_test) else test,
     )
+
+
+def with_every_label(source: Source, split: Split) -> Split:
+    """The same held-out images, and the label of every other training image that has one."""
+    from .sources import TRAIN, UNLABELED
+
+    known = np.flatnonzero((source.parts == TRAIN) & (source.labels != UNLABELED))
+    held_out = np.concatenate([split.validation, split.test])
+    return replace(split, labeled=np.setdiff1d(known, held_out))
 
 
 def choose(members: np.ndarray, count: int, seed: int, key: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +20,7 @@ class Problem:
     Attributes:
         num_classes: K. unlabeled: images in the unlabeled set. steps: of the whole run.
         lowest, highest: of the normalized pixels, per channel; none where a method is built by itself.
+        learning_rate: of step k = 0..steps-1; None where a method is built by itself.
     """
 
     num_classes: int
@@ -26,6 +28,7 @@ class Problem:
     steps: int = 1
     lowest: tuple[float, ...] = ()
     highest: tuple[float, ...] = ()
+    learning_rate: Callable[[int], float] | None = None
 
 
 class Losses(NamedTuple):

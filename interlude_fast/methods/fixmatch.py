@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from interlude_fast.config import Strict
@@ -18,6 +18,12 @@ class FixMatchOptions(Strict):
     lambda_u: float = Field(1.0, ge=0)
     hard_labels: bool = Field(True, description="false: the target is softmax(weak logits / temperature)")
     temperature: float = Field(0.5, gt=0, description="of soft targets; 1 as USB's code, which never applies it")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> FixMatchOptions:
+        if self.hard_labels:
+            self.refuse_unread("with hard_labels", "temperature")
+        return self
 
 
 class FixMatch(Method):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from interlude_fast.config import Strict
@@ -22,6 +22,12 @@ class FreeMatchOptions(Strict):
     clip: float = Field(1.0, ge=0, le=1, description="upper bound of the global threshold; USB's SVHN runs: 0.95")
     lowest: float = Field(0.0, ge=0, le=1, description="lower bound of every threshold; TorchSSL's SVHN runs: 0.9")
     highest: float = Field(1.0, ge=0, le=1, description="upper bound of every threshold; TorchSSL's SVHN: 0.95")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> FreeMatchOptions:
+        if self.lowest > self.highest:
+            raise ValueError(f"lowest = {self.lowest} is above highest = {self.highest}")
+        return self
 
 
 class SelfAdaptiveThreshold(nn.Module):

@@ -7,11 +7,10 @@ points where the KL grows fastest, found by power iteration; its length is drawn
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from interlude_fast.data.batch import Batch
-from interlude_fast.errors import ConfigError
 
 from .base import Losses, Problem
 from .mixmatch import MixMatch, MixMatchOptions
@@ -33,6 +32,14 @@ class MixupLROptions(MixMatchOptions):
     iterations: int = Field(2, ge=1, description="of the power iteration")
     clamp: bool = Field(True, description="power iteration stays within the range of pixels")
     reference: bool = False
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> MixupLROptions:
+        if self.eps_min > self.eps_max:
+            raise ValueError(f"eps_min = {self.eps_min} is above eps_max = {self.eps_max}")
+        if self.reference:
+            self.refuse_unread("with reference, which has its own", "xi", "clamp")
+        return self
 
 
 def perturbation(d: Tensor, length: Tensor, fallback: Tensor, shortest: float, longest: float) -> Tensor:
@@ -63,8 +70,6 @@ class MixupLR(MixMatch):
 
     def __init__(self, options: MixupLROptions, problem: Problem) -> None:
         super().__init__(options, problem)
-        if options.eps_min > options.eps_max:
-            raise ConfigError(f"method.eps_min = {options.eps_min} is above method.eps_max = {options.eps_max}")
         ends = ((-1.0,), (1.0,)) if options.reference else (problem.lowest, problem.highest)
         self.xi, self.clamps = (10.0, True) if options.reference else (options.xi, options.clamp and all(ends))
         for name, end in zip(("lowest", "highest"), ends, strict=True):

@@ -83,7 +83,8 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
 
 def mixup_strength(a: float, *shape: int, like: Tensor) -> Tensor:
     """lambda ~ Beta(a, a) of the given shape, on the device of `like`."""
-    b = torch.distributions.Beta(torch.full((), a, device=like.device), a, validate_args=False)
+    both = torch.full((), a, device=like.device)  # a number would be copied to the device, and waited for
+    b = torch.distributions.Beta(both, both, validate_args=False)
     return b.sample(torch.Size(shape)).to(like.dtype)
 
 

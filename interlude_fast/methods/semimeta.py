@@ -12,14 +12,14 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
-from .base import Losses, Method
+from .base import Losses, Method, Problem
 from .parts import combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
 
 Inner = Literal["mse", "kl"]
@@ -28,8 +28,8 @@ warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", ca
 
 
 class SemiMetaOptions(Strict):
-    """Defaults are the paper's for CIFAR. `meta_step` is beta eta / n of the paper; the released code takes the
-    current learning rate, 0.1 for three quarters of its run, which a method does not know here."""
+    """Defaults are the paper's for CIFAR. `meta_step` is beta eta / n of the paper; the released code, and so
+    `reference`, takes the current learning rate, which is 0.1 for three quarters of its run."""
 
     inner: Inner = Field("mse", description="loss of a prediction against its pseudo label, inside and outside")
     meta_step: float = Field(0.1, ge=0)
@@ -38,7 +38,13 @@ class SemiMetaOptions(Strict):
     alpha: float = Field(1.0, gt=0, description="of mixup's lambda ~ Beta(alpha, alpha); the paper's SVHN: 0.1")
     lambda_u: float = Field(1.0, ge=0)
     ramp: float = Field(4000, ge=0, description="steps in which lambda_u rises from 0; up to 1: a share of all")
-    reference: bool = Field(False, description="finite differences over 0.01, as released, instead of J g")
+    reference: bool = Field(False, description="as released: finite differences over 0.01, not J g; step: the lr")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> SemiMetaOptions:
+        if self.reference:
+            self.refuse_unread("with reference, which follows the learning rate", "meta_step")
+        return self
 
 
 def label_gradient(
@@ -70,7 +76,7 @@ def label_gradient(
     return (p.exp(), change) if inner == "kl" else (p, 2 * change)
 
 
-def step_labels(p: Tensor, gradient: Tensor, step: float, project: bool) -> Tensor:
+def step_labels(p: Tensor, gradient: Tensor, step: Tensor | float, project: bool) -> Tensor:
     """Pseudo labels p - step * gradient [N, K]; with `project` without negative entries and of sum 1, or all 0."""
     y = p - step * gradient
     return normalized(y.relu()).nan_to_num(0) if project else y
@@ -96,6 +102,13 @@ class SemiMeta(Method):
     unlabeled_views = ("weak",)
     forwards = "apart"
     options: SemiMetaOptions
+    steps: Tensor
+
+    def __init__(self, options: SemiMetaOptions, problem: Problem) -> None:
+        super().__init__(options, problem)
+        follow = problem.learning_rate if options.reference else None
+        sizes = [follow(k) for k in range(problem.steps)] if follow else [options.meta_step]
+        self.register_buffer("steps", torch.tensor(sizes, dtype=torch.float64), persistent=False)
 
     def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
         o, (labeled, unlabeled) = self.options, batch.split(batch.images)
@@ -103,7 +116,8 @@ class SemiMeta(Method):
         with eval_mode(model), torch.autocast(labeled.device.type, enabled=False):
             x, u = labeled.to(dtype), unlabeled.to(dtype)
             p, gradient = label_gradient(model, x, batch.labels, u, o.inner, o.reference)
-        y = step_labels(p, gradient, o.meta_step, o.project)
+        size = self.steps[batch.step.clamp(max=len(self.steps) - 1)]
+        y = step_labels(p, gradient, size, o.project)
         if o.mixup:
             strength = mixup_strength(o.alpha, len(u), like=p)
             truth = F.one_hot(batch.labels, self.num_classes).to(y.dtype)

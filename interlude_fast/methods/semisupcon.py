@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from interlude_fast.config import Strict
@@ -39,6 +39,11 @@ class SemiSupConOptions(Strict):
         "nonzero", description="mean over anchors that match something and count, as released, or over all"
     )
     momentum: float = Field(0.999, ge=0, lt=1, description="softmatch: of its running statistics")
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> SemiSupConOptions:
+        self.refuse_unread(f"to variant {self.variant}", "tau" if self.variant == "softmatch" else "momentum")
+        return self
 
 
 def contrastive_loss(

@@ -9,7 +9,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method, Problem
-from .parts import class_weight_tensor
+from .parts import class_weight_tensor, wide
 
 
 class SupervisedOptions(Strict):
@@ -26,6 +26,7 @@ class Supervised(Method):
         self.register_buffer("class_weights", class_weight_tensor(options.class_weights, problem.num_classes))
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
+        logits = wide(logits)
         weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
         total = F.cross_entropy(logits, batch.labels, weight=weights)
         return Losses(total, {"loss_labeled": total.detach()})

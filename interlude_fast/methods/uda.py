@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from interlude_fast.config import Strict
@@ -25,6 +25,12 @@ class UDAOptions(Strict):
         "paper",
         description="mean over the rows kept, by the label's probability; torchssl: over all, by the largest",
     )
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> UDAOptions:
+        if self.tsa == "none":
+            self.refuse_unread("without tsa", "tsa_form")
+        return self
 
 
 def tsa_threshold(schedule: str, progress: Tensor, num_classes: int) -> Tensor:

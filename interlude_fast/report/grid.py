@@ -69,7 +69,7 @@ def parse_axis(text: str) -> Axis:
     key, equals, listed = (part.strip() for part in text.partition("="))
     if not equals or not key:
         raise ConfigError(f"--grid wants KEY=VALUE,VALUE,..., got '{text}'")
-    if key == "seed":
+    if key.partition(".")[0] == "seed":
         raise ConfigError("--grid seed=...: seeds are given by --seeds")
     if "." not in key and key not in SHORT:
         raise ConfigError(

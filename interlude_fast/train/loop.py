@@ -22,7 +22,7 @@ from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipel
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
 from interlude_fast.data.sources import Source, load_source
-from interlude_fast.data.split import Split, draw_split
+from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.errors import Interrupted, NonFiniteLossError
 from interlude_fast.evaluate import Scores, evaluate
 from interlude_fast.methods import Losses, Problem, build_method, method_class
@@ -32,6 +32,7 @@ from interlude_fast.models import resolve_options as resolve_model_options
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
+from .optim import learning_rate_factor, refuse_contradictions
 from .selection import Selection
 from .state import TrainState
 from .step import resolve_device, resolve_precision, train_step
@@ -139,14 +140,18 @@ def resolve(config: Config) -> Config:
 def load_data(
     config: Config, progress: Progress | None = None, split_file: Path | None = None
 ) -> tuple[Source, Split]:
-    """Source and split of a configuration; `split_file` is replayed where it is given, as data.split.file is.
+    """Source and split of a configuration; `split_file`, a run's own, is replayed where it is given, as
+    data.split.file is; of the latter a method that trains with every label takes what is held out alone.
 
     Raises:
         ConfigError, DataError: a setting, data set or split file that does not fit.
     """
     source = load_source(config.data, progress)
     file = split_file or config.data.split.file
-    return source, replay(file, source) if file else draw_split(source, config.data, config.seed)
+    split = replay(file, source) if file else draw_split(source, config.data, config.seed)
+    if file and not split_file and method_class(config.method.name).every_label:
+        split = with_every_label(source, split)
+    return source, split
 
 
 def view_policy(config: Config, source: Source) -> Policy:
@@ -156,12 +161,20 @@ def view_policy(config: Config, source: Source) -> Policy:
     return Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared", a.form)
 
 
-def problem(source: Source, split: Split, steps: int) -> Problem:
+def problem(config: Config, source: Source, split: Split) -> Problem:
     """What the method may know of a run."""
+    optim, steps = config.optim, config.train.steps
     lowest, highest = (
         tuple((end - m) / s for m, s in zip(source.mean, source.std, strict=True)) for end in (0.0, 1.0)
     )
-    return Problem(len(source.classes), len(split.unlabeled), steps, lowest, highest)
+    return Problem(
+        len(source.classes),
+        len(split.unlabeled),
+        steps,
+        lowest,
+        highest,
+        lambda step: optim.lr * learning_rate_factor(optim, step, steps),
+    )
 
 
 def prepare(config: Config, progress: Progress | None = None, split_file: Path | None = None) -> Run:
@@ -178,8 +191,9 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     t = config.train
     device = resolve_device(t.device)
     precision = resolve_precision(t.precision, device)
+    refuse_contradictions(config.optim, t.steps)
     source, split = load_data(config, progress, split_file)
-    method = build_method(config.method.name, config.method.options(), problem(source, split, t.steps)).to(device)
+    method = build_method(config.method.name, config.method.options(), problem(config, source, split)).to(device)
     shape = Shape(len(source.classes), source.channels, source.size)
     model = build_network(config, method, shape, fresh=split_file is None)
     model = model.to(device).to(memory_format=torch.channels_last)
@@ -198,7 +212,8 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
         workers=config.data.workers,
     )
     state = TrainState(model, method, config.optim, t.steps, config.seed)
-    split_file = split_file or config.data.split.file
+    if not method.every_label:  # whose split is its own, not the file's
+        split_file = split_file or config.data.split.file
     selection = Selection(t.select_by, t.select_network)
     return Run(config, device, precision, source, split, pipeline, f"{name} ({why})", split_file, state, selection)
 

@@ -41,6 +41,18 @@ def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
     return SCHEDULES[config.schedule](step - config.warmup, steps - config.warmup)
 
 
+def refuse_contradictions(config: OptimConfig, steps: int) -> None:
+    """Raises ConfigError for a schedule without what it reads, or a warm-up that a run of `steps` never leaves."""
+    if config.schedule == "steps" and not config.milestones:
+        raise ConfigError("optim.schedule = steps wants optim.milestones, such as [300000, 350000]")
+    if config.milestones and config.schedule != "steps":
+        raise ConfigError(f"optim.milestones are read by optim.schedule = steps, not {config.schedule}; drop them")
+    if config.warmup >= steps:
+        raise ConfigError(
+            f"optim.warmup = {config.warmup}: a run of {steps} steps never reaches optim.lr; set it below, or to 0"
+        )
+
+
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """Parameter groups by layer and by weight decay; a group's `scale` is its share of the learning rate.
 

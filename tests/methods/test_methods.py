@@ -173,6 +173,25 @@ def test_options_of_other_methods_are_named() -> None:
         build_method("supervised", {"alpha": 0.1}, Problem(4))
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("fixmatch", {"temperature": 0.1}, "temperature = 0.1 means nothing with hard_labels"),
+        ("uda", {"tsa_form": "torchssl"}, "tsa_form = torchssl means nothing without tsa"),
+        ("semisupcon", {"variant": "softmatch", "tau": 0.5}, "tau = 0.5 means nothing to variant softmatch"),
+        ("semisupcon", {"momentum": 0.5}, "momentum = 0.5 means nothing to variant fixmatch"),
+        ("freematch", {"lowest": 0.9, "highest": 0.5}, "lowest = 0.9 is above highest = 0.5"),
+        ("mixup_lr", {"reference": True, "clamp": False}, "clamp = False means nothing with reference"),
+        ("mixup_lr", {"eps_min": 2, "eps_max": 1}, "eps_min = 2.0 is above eps_max = 1.0"),
+        ("semimeta", {"reference": True, "meta_step": 0.5}, "meta_step = 0.5 means nothing with reference"),
+    ],
+)
+def test_options_that_contradict_each_other(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^method: {message}") as caught:
+        build_method(name, options, PROBLEM)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_method_may_run_the_network_itself() -> None:
     class Twice(METHODS["supervised"]):  # type: ignore[misc]
         def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:

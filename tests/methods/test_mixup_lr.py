@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from interlude_fast.config import OptimConfig
-from interlude_fast.errors import ConfigError
 from interlude_fast.methods import Problem, build_method
 from interlude_fast.methods.mixmatch import target_losses
 from interlude_fast.methods.mixup_lr import MixupLR, lipschitz_penalty, perturbation
@@ -131,8 +130,3 @@ def test_steps_are_finite_also_under_autocast(precision: Any) -> None:
     losses = compute_gradients(run.state, run.pipeline.batch(0), precision)
     assert losses.total.isfinite()
     assert not any(m.requires_grad for m in losses.metrics.values())
-
-
-def test_lengths_in_the_wrong_order() -> None:
-    with pytest.raises(ConfigError, match=r"method\.eps_min = 20\.0 is above method\.eps_max = 10\.0"):
-        build_method("mixup_lr", {"eps_min": 20}, Problem(10))

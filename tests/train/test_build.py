@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from interlude_fast.config import OptimConfig
+from interlude_fast.config import OptimConfig, merge_config
 from interlude_fast.errors import ConfigError
 from interlude_fast.methods import Problem, build_method
 from interlude_fast.models import Shape
+from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.train.build import build_network
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.optim import build_optimizer, learning_rate_factor
@@ -62,6 +66,43 @@ def test_schedules() -> None:
     assert at(999, schedule="constant") == 1
     steps = {"schedule": "steps", "milestones": [300, 350]}
     assert [at(s, **steps) for s in (300, 301, 350, 351)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("optim", "message"),
+    [
+        ({"schedule": "steps"}, "wants optim.milestones"),
+        ({"milestones": [5]}, "read by optim.schedule = steps, not cosine_7_16"),
+        ({"warmup": 8}, "a run of 8 steps never reaches optim.lr"),
+    ],
+)
+def test_schedules_that_contradict_themselves(optim: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(small_config(optim=optim))
+
+
+def test_every_label_of_a_split_file_but_what_it_holds_out(tmp_path: Path) -> None:
+    few = train_run(
+        small_config(train={"steps": 1}, data={"labels": 30, "split": {"validation": 10}}), tmp_path / "few"
+    )
+    file = few.directory / "split.json"
+    config = small_config(method={"name": "fully_supervised"}, train={"steps": 2})
+    config = merge_config(config, [{"data": {"labels": None, "split": {"file": str(file)}}}])
+    run = train_run(config, tmp_path / "all")
+    splits = [json.loads((tmp_path / name / "split.json").read_text()) for name in ("few", "all")]
+    few_labels, all_labels = (len(split["labeled"]["index"]) for split in splits)
+    assert (few_labels, all_labels) == (30, 1437 - 10)
+    assert evaluate_run(run.directory) == run.scores
+    assert train_run(config, tmp_path / "all", resume=True).scores == run.scores
+
+
+def test_a_method_knows_the_learning_rate_of_every_step() -> None:
+    run = prepare(small_config(method={"name": "semimeta", "reference": True}, train={"mu": 1}))
+    rate = run.state.method.problem.learning_rate
+    assert [rate(k) for k in (0, 7)] == [
+        run.config.optim.lr * learning_rate_factor(run.config.optim, k, 8) for k in (0, 7)
+    ]
+    assert run.state.method.steps.tolist() == [rate(k) for k in range(8)]
 
 
 def test_seeds_of_steps_differ_in_the_bits_that_torch_reads() -> None:

@@ -28,7 +28,8 @@ class NetworkOptions(Strict):
     """What every network takes."""
 
     weights: Path | None = Field(
-        None, description="safetensors file to start from; a classifier of other K is left (models/weights.py)"
+        None,
+        description="file to start from, of safetensors or torch.save; a classifier of other K is left",
     )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from interlude_fast.errors import CheckpointError
 
 Source = Literal["interlude", "torchssl", "usb", "mixup_lr", "semimeta"]
+Shapes = dict[str, tuple[int, ...]]
 
 NORM = r"weight|bias|running_mean|running_var|num_batches_tracked"
 WIDERESNET = (
@@ -98,12 +99,12 @@ def identify(state: Mapping[str, Tensor]) -> Released:
     Raises:
         CheckpointError: it is none of those above.
     """
-    shapes = {key.removeprefix("module."): tuple(value.shape) for key, value in state.items()}
+    shapes: Shapes = {key.removeprefix("module."): tuple(value.shape) for key, value in state.items()}
     classes = next((shapes[k][0] for k in HEADS if len(shapes.get(k, ())) == 2), 0)
     if not classes:
         raise CheckpointError(f"no classifier of a known network ({', '.join(HEADS)}) is among the weights")
     if "patch_embed.proj.weight" in shapes:
-        width, _, patch, _ = shapes["patch_embed.proj.weight"]
+        width, _, patch, _ = _shape(shapes, "patch_embed.proj.weight", 4)
         size = {192: "tiny", 384: "small", 768: "base"}.get(width)
         if size is None:
             raise CheckpointError(f"a vision transformer of width {width} is none of USB's (192, 384, 768)")
@@ -111,19 +112,27 @@ def identify(state: Mapping[str, Tensor]) -> Released:
     if "block1.0.weight" in shapes:
         return Released("semimeta", "conv_large", {}, classes)
     if "layer1.0.conv_a1.weight" in shapes:
-        return Released("semimeta", "shake_shake", {"width": shapes["layer1.0.conv_a1.weight"][0]}, classes)
+        return Released(
+            "semimeta", "shake_shake", {"width": _shape(shapes, "layer1.0.conv_a1.weight", 4)[0]}, classes
+        )
     if "block1.layer.0.conv1.weight" in shapes:
         return _wideresnet(shapes, classes)
     raise CheckpointError("the weights are of no network that is known here (docs/networks.md)")
 
 
-def _wideresnet(shapes: dict[str, tuple[int, ...]], classes: int) -> Released:
+def _shape(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
+    if len(shapes[key]) != rank or 0 in shapes[key]:
+        raise CheckpointError(f"{key} is {list(shapes[key])}: a network's has {rank} dimensions, none of them 0")
+    return shapes[key]
+
+
+def _wideresnet(shapes: Shapes, classes: int) -> Released:
     stages = sum(f"block{s}.layer.0.conv1.weight" in shapes for s in range(1, 5))
     blocks = sum(re.fullmatch(r"block1\.layer\.\d+\.conv1\.weight", key) is not None for key in shapes)
     source: Source = "usb" if "classifier.weight" in shapes else "interlude"
     if "block1.layer.0.conv1.bias" in shapes:
         source = "torchssl"
-    width = shapes["block1.layer.0.conv1.weight"][0] // 16
+    width = _shape(shapes, "block1.layer.0.conv1.weight", 4)[0] // 16
     return Released(
         source, "wideresnet", {"form": source, "depth": 6 * blocks + 4, "width": width, "stages": stages}, classes
     )

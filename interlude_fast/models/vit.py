@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Literal, NamedTuple
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
@@ -15,6 +16,8 @@ from .fusion import EmbeddingFusion
 from .timm_network import TimmBacked, import_timm, last_quarter
 
 DEPTH = 12
+# What pre-training has beside the network: other heads, as USB skips them, and the decoder of masked autoencoders.
+PRETRAINING = re.compile(r"(fc|classifier|mlp)\.|head\.(?!(weight|bias)$)|mask_token$|decoder_")
 
 
 class Size(NamedTuple):
@@ -90,3 +93,7 @@ class ViT(TimmBacked):
             nn.init.zeros_(self.net.pos_embed)
             nn.init.zeros_(self.net.cls_token)
         fusion.attach(self.net.blocks[options.fusion_block])
+
+    def fit_weights(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """As timm's networks do, without what only pre-training uses."""
+        return super().fit_weights({n: v for n, v in weights.items() if not PRETRAINING.match(n)})

@@ -11,6 +11,8 @@ from torch import Tensor
 from interlude_fast.errors import CheckpointError, ConfigError
 
 from .base import Network
+from .foreign import foreign_networks, refuse_non_finite
+from .released import Released, from_released, identify
 
 
 def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -30,27 +32,65 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
 
 @torch.no_grad()
 def start_from(network: Network, path: Path) -> None:
-    """Put a file's weights into a network. Its classifier keeps its fresh values where the file has none or one
-    of another shape (K differs).
+    """Put a file's weights into a network: a safetensors file's, or those of a checkpoint of torch.save, of which
+    nothing is run. Its classifier keeps its fresh values where the file has none or one of another shape (K
+    differs).
 
     Raises:
         ConfigError: no such file, or it is another network's: the first name that tells so.
     """
     try:
-        weights = network.fit_weights(load_tensors(path)[0])
+        found = _read(path)
+        refuse_non_finite(path, found)
     except CheckpointError as error:
         raise ConfigError(f"model.weights: {error}") from None
+    released, weights = _under_our_names(found)
+    weights = network.fit_weights(_backbone(weights))
     own = network.state_dict()
     head = {name for name in own if name.startswith(f"{network.classifier}.")}
     if any(name not in weights or weights[name].shape != own[name].shape for name in head):
         own, weights = ({n: v for n, v in side.items() if n not in head} for side in (own, weights))
-    _refuse_another_network(path, own, weights)
+    _refuse_another_network(path, own, weights, released)
     for name, value in weights.items():
         own[name].copy_(value)
 
 
-def _refuse_another_network(path: Path, own: dict[str, Tensor], weights: dict[str, Tensor]) -> None:
+def _read(path: Path) -> dict[str, Tensor]:
+    """Of a released program's two networks the averaged one."""
+    try:
+        with path.open("rb") as file:
+            begins = file.read(4)
+    except OSError:
+        begins = b""  # load_tensors says what is wrong
+    if begins != b"PK\x03\x04" and begins[:1] != b"\x80":
+        return load_tensors(path)[0]
+    found = foreign_networks(path)
+    return found.get("ema") or found["raw"]
+
+
+def _under_our_names(weights: dict[str, Tensor]) -> tuple[Released | None, dict[str, Tensor]]:
+    """What the file is, where it is of released code; else its names are left to the network."""
+    try:
+        released = identify(weights)
+        return released, from_released(weights, released.source, released.network)
+    except CheckpointError:
+        return None, weights
+
+
+def _backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a network of prototypes what the prototypes stand on; other weights as they are."""
+    if "prototypes" not in weights:
+        return weights
+    inner = {name.removeprefix("backbone."): v for name, v in weights.items() if name.startswith("backbone.")}
+    return inner or weights
+
+
+def _refuse_another_network(
+    path: Path, own: dict[str, Tensor], weights: dict[str, Tensor], released: Released | None
+) -> None:
     advice = "set model.name and its options to those of the network that the file was saved from"
+    if released:
+        advice += f": {released.network}, {', '.join(f'{k} {v}' for k, v in released.options.items())}"
     for name, value in own.items():
         if name not in weights:
             # Files of old torch versions lack the counter, which only batch norms without momentum read.

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from interlude_fast.config import Config, load
 from interlude_fast.data.progress import Progress
 from interlude_fast.errors import CheckpointError
+from interlude_fast.models.foreign import foreign_networks, refuse_non_finite
 from interlude_fast.models.released import Released, from_released, identify
 from interlude_fast.train.checkpoint import save_tensors
-from interlude_fast.train.foreign import foreign_networks
 from interlude_fast.train.loop import Run, prepare
 
 from .run import write_passport
@@ -48,11 +48,13 @@ def import_checkpoint(
         overrides: nested settings, as config.load takes them: the data set, and what the weights do not tell.
 
     Raises:
-        CheckpointError: not such a file, or weights that do not fit the data set or each other.
+        CheckpointError: not such a file, or weights that are not finite or do not fit the data set or each other.
         ConfigError, DataError: as prepare.
     """
     RunDirectory.refuse_existing(directory)
     found = foreign_networks(file)
+    for state in found.values():
+        refuse_non_finite(file, state)
     try:
         released = identify(next(iter(found.values())))
         weights = {n: from_released(state, released.source, released.network) for n, state in found.items()}
@@ -92,4 +94,4 @@ def _write(directory: Path, run: Run, file: Path, found: dict[str, Any]) -> None
     for name, network in run.networks().items():
         save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    folder.write("imported.json", {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})
+    folder.write(folder.imported.name, {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})

@@ -167,7 +167,13 @@ def read_result(directory: Path) -> RunResult:
 def _to_resume(directory: Path | None) -> RunDirectory:
     if directory is None:
         raise ConfigError("--resume wants the run to go on with: --run-dir DIR --resume")
-    return RunDirectory.open(directory)
+    folder = RunDirectory.open(directory)
+    if folder.imported.exists():
+        raise CheckpointError(
+            f"{directory} is imported: it holds weights only, no training to go on with; start a run from them: "
+            f"--set model.weights={folder.weights('ema')}"
+        )
+    return folder
 
 
 def write_passport(folder: RunDirectory, run: Run) -> None:

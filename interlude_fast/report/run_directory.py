@@ -43,6 +43,7 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.split = path / "split.json"
         self.result = path / "result.json"
+        self.imported = path / "imported.json"
 
     @classmethod
     def create(cls, path: Path) -> RunDirectory:
@@ -58,15 +59,15 @@ class RunDirectory:
             raise CheckpointError(f"run directory {path} cannot be made: {error.strerror}") from None
         return cls(path)
 
-    @staticmethod
-    def refuse_existing(path: Path | None) -> None:
+    @classmethod
+    def refuse_existing(cls, path: Path | None) -> None:
         """Raises CheckpointError where there is something already; None is a directory still to be chosen."""
         if path is None:
             return
         with _one_line(path):
             if not path.exists():
                 return
-            resumable = (path / "config.yaml").is_file()
+            resumable = (path / "config.yaml").is_file() and not cls(path).imported.exists()
         again = f", or go on with it: --run-dir {path} --resume" if resumable else ""
         raise CheckpointError(
             f"run directory {path} exists and is never overwritten; choose another --run-dir{again}"

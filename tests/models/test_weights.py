@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
+from interlude_fast.models.prototypes import PrototypeNetwork
 from interlude_fast.models.weights import load_tensors
 from interlude_fast.report import train_run
 from interlude_fast.report.predict import predict
@@ -101,6 +102,76 @@ def test_files_that_do_not_fit_name_the_first_key(tmp_path: Path) -> None:
         ),
         "is cut short or not a safetensors file": tmp_path / "text",
         "model.weights: .*missing does not exist": tmp_path / "missing",
+    }
+    for message, file in cases.items():
+        with pytest.raises(ConfigError, match=message) as caught:
+            network(weights=file)
+        assert "\n" not in str(caught.value)
+
+
+def torch_saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def usb_names(net: Network) -> dict[str, Tensor]:
+    return {n.replace("fc.", "classifier."): v for n, v in net.state_dict().items()}
+
+
+def test_released_checkpoints_give_their_averaged_network_or_the_only_one(tmp_path: Path) -> None:
+    raw, ema = (network(form="usb", seed=s) for s in (1, 2))
+    both = torch_saved(tmp_path / "a", {"model": usb_names(raw), "ema_model": usb_names(ema), "it": 3})
+    one = torch_saved(tmp_path / "b", {"model": {f"module.{n}": v for n, v in usb_names(raw).items()}})
+    for file, there in ((both, ema), (one, raw)):
+        here = network(form="usb", weights=file)
+        assert all(torch.equal(v, there.state_dict()[n]) for n, v in here.state_dict().items())
+    fresh, here = (network(form="usb", classes=9, **more) for more in ({}, {"weights": one}))
+    assert torch.equal(here.fc.weight, fresh.fc.weight)  # type: ignore[union-attr]
+    assert torch.equal(here.conv1.weight, raw.conv1.weight)  # type: ignore[union-attr]
+    with pytest.raises(
+        ConfigError, match=r"set model\.name .*: wideresnet, form usb, depth 10, width 1, stages 3"
+    ):
+        network(form="usb", width=2, weights=one)
+
+
+@pytest.mark.parametrize("head", ["own", "none", "usb", "mae"])
+def test_vit_takes_files_of_usb_timm_and_masked_autoencoders(tmp_path: Path, head: str) -> None:
+    pytest.importorskip("timm")
+    fresh, there = network("vit", VIT), network("vit", VIT, classes=7, seed=1)
+    names = {n.removeprefix("net."): v for n, v in there.state_dict().items()}
+    if head != "own":
+        names = {n: v for n, v in names.items() if not n.startswith("head.")}
+    if head == "usb":
+        names |= {f"{n}.weight": torch.zeros(3, 192) for n in ("fc", "mlp.0", "head.0", "classifier")}
+    if head == "mae":
+        names |= {"mask_token": torch.zeros(1, 1, 64), "decoder_embed.weight": torch.zeros(64, 192)}
+    files = [torch_saved(tmp_path / "w.pth", {"model": names}), saved(tmp_path / "w.safetensors", names)]
+    for file in files:
+        here = network("vit", VIT, weights=file)
+        assert torch.equal(here.net.head.weight, fresh.net.head.weight)
+        assert torch.equal(here.net.blocks[3].mlp.fc1.weight, there.net.blocks[3].mlp.fc1.weight)
+    with pytest.raises(ConfigError, match=r"holds net\.extra, which this network has not"):
+        network("vit", VIT, weights=torch_saved(tmp_path / "x.pth", {"model": {**names, "extra": torch.zeros(1)}}))
+
+
+def test_a_backbone_starts_from_that_of_prototypes(tmp_path: Path) -> None:
+    there = PrototypeNetwork(network(seed=1), 5, temperature=0.2)
+    file = saved(tmp_path / "ema.safetensors", there.state_dict())
+    fresh, here = network(), network(weights=file)
+    assert torch.equal(here.fc.weight, fresh.fc.weight)  # type: ignore[union-attr]
+    for name, value in there.backbone.state_dict().items():
+        assert torch.equal(here.state_dict()[name], value)
+
+
+def test_weights_that_are_not_finite_or_no_weights_are_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    state["conv1.weight"][0, 0, 0, 0] = torch.inf
+    (tmp_path / "cut").write_bytes(b"PK\x03\x04cut short")
+    cases = {
+        r"model.weights: .*nan: conv1\.weight holds NaN or infinite": saved(tmp_path / "nan", state),
+        "model.weights: .*nan.pth: conv1": torch_saved(tmp_path / "nan.pth", {"model": state}),
+        "model.weights: .*cut is not a checkpoint of torch.save, or damaged": tmp_path / "cut",
+        "model.weights: .*none.pth holds no weights": torch_saved(tmp_path / "none.pth", {"epoch": 1}),
     }
     for message, file in cases.items():
         with pytest.raises(ConfigError, match=message) as caught:

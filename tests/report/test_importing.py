@@ -13,11 +13,13 @@ from torch import nn
 from interlude_fast.cli import main
 from interlude_fast.errors import CheckpointError
 from interlude_fast.models import EmbeddingFusion, Shape, build_model
+from interlude_fast.models.foreign import foreign_networks
 from interlude_fast.models.released import identify
 from interlude_fast.models.weights import load_tensors
-from interlude_fast.report import evaluate_run
+from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.report.importing import import_checkpoint
-from interlude_fast.train.foreign import foreign_networks
+from interlude_fast.report.run import resume_config
+from tests.helpers import small_config
 
 DATA = [{"data": {"dataset": "digits", "labels": 20}, "train": {"device": "cpu"}}]
 
@@ -121,6 +123,10 @@ def test_what_does_not_fit_gets_one_line(tmp_path: Path) -> None:
         ({"model": {"fc.weight": torch.zeros(3, 4)}}, "no network that is known"),
         ({"model": {**network().state_dict(), "extra.weight": torch.zeros(1)}}, "'extra.weight' is no parameter"),
         ({"model": network().state_dict() | {"fc.weight": torch.zeros(10, 7)}}, "do not fit the network"),
+        (
+            {"model": network().state_dict() | {"fc.bias": torch.full((10,), torch.nan)}},
+            "fc.bias holds NaN or inf",
+        ),
     ):
         torch.save(content, file)
         with pytest.raises(CheckpointError, match=message) as caught:
@@ -129,3 +135,36 @@ def test_what_does_not_fit_gets_one_line(tmp_path: Path) -> None:
         assert not (tmp_path / "run").exists()
     with pytest.raises(CheckpointError, match="does not exist"):
         foreign_networks(tmp_path / "nothing.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("patch_embed.proj.weight", (192, 3)),
+        ("layer1.0.conv_a1.weight", ()),
+        ("block1.layer.0.conv1.weight", ()),
+        ("block1.layer.0.conv1.weight", (0, 16, 3, 3)),
+    ],
+)
+def test_tensors_of_odd_shapes_are_no_network(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(CheckpointError, match=r"a network's has 4 dimensions") as caught:
+        identify({"fc.weight": torch.zeros(3, 4), name: torch.zeros(shape)})
+    assert "\n" not in str(caught.value)
+
+
+def test_an_imported_run_cannot_be_resumed_but_started_from(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    torch.save({"model": network().state_dict()}, tmp_path / "theirs.pth")
+    import_checkpoint(tmp_path / "theirs.pth", DATA, directory)
+    command = ["train", "--run-dir", str(directory)]
+    resumed = CliRunner().invoke(main, [*command, "--resume"])
+    again = CliRunner().invoke(main, [*command, "--dataset", "digits"])
+    assert resumed.exit_code == again.exit_code == 2
+    weights = directory / "weights" / "ema.safetensors"
+    assert f"model.weights={weights}" in resumed.output.replace("\n", "")
+    assert "is never overwritten" in again.output
+    assert "--resume" not in again.output
+    with pytest.raises(CheckpointError, match="weights only"):
+        resume_config(directory, None, [])
+    options = {"name": "wideresnet", "depth": 10, "width": 1, "first_stride": 2, "weights": str(weights)}
+    train_run(small_config(model=options, train={"steps": 1}), tmp_path / "next")

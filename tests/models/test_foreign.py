@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import pickle
+import tarfile
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -13,7 +17,7 @@ import torch
 from torch import nn
 
 from interlude_fast.errors import CheckpointError
-from interlude_fast.train.foreign import foreign_networks, read_foreign
+from interlude_fast.models.foreign import _Ordered, _Unpickler, foreign_networks, read_foreign
 
 
 class Trap:
@@ -91,11 +95,81 @@ def test_what_holds_no_weights_gets_one_line(tmp_path: Path) -> None:
 def test_forged_pickles_cannot_change_what_names_stand_for(tmp_path: Path) -> None:
     """BUILD sets the state of whatever lies on the stack, here of the class that stands for OrderedDict."""
     forged = b"\x80\x02ccollections\nOrderedDict\n}X\x01\x00\x00\x00aK\x01sb."
-    import io
-
-    from interlude_fast.train.foreign import _Ordered, _Unpickler
-
     before = dict(vars(_Ordered))
     with pytest.raises(TypeError):
         _Unpickler(io.BytesIO(forged)).load()
     assert dict(vars(_Ordered)) == before
+
+
+class LeavesAFile(nn.Module):
+    """As TorchScript, loading it writes a file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[str, bool]:
+        return self.path, self.training
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[str, bool]) -> None:
+        self.path = state[0]
+        self.training = state[1]
+        torch.save([torch.ones(1)], state[0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_torchscript_is_refused_and_not_run(tmp_path: Path) -> None:
+    file, sprung = tmp_path / "file.pth", tmp_path / "sprung"
+    torch.jit.save(torch.jit.script(LeavesAFile(str(sprung))), file)
+    torch.load(file, weights_only=False)
+    assert sprung.exists(), "the file is no trap"
+    sprung.unlink()
+    with pytest.raises(CheckpointError, match="is a TorchScript archive") as caught:
+        read_foreign(file)
+    assert "\n" not in str(caught.value)
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize("member", ["constants.pkl", "CONSTANTS.PKL", "code/__torch__.py", "extra/code/x.py"])
+def test_archives_with_any_part_of_torchscript_are_refused(tmp_path: Path, member: str) -> None:
+    file = tmp_path / "code.pth"
+    torch.save({"model": network().state_dict()}, file)
+    assert foreign_networks(file)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(f"code/{member}", b"")
+    with pytest.raises(CheckpointError, match="is a TorchScript archive"):
+        read_foreign(file)
+
+
+def test_the_tar_layout_is_refused_before_a_member_is_taken_out(tmp_path: Path) -> None:
+    """Also where the first member's name begins as a pickle does."""
+    for first in ("storages", "\udc80\x02"):
+        with tarfile.open(tmp_path / "file.pth", "w") as archive:
+            for name in (first, "storages", "tensors", "pickle"):
+                content = pickle.dumps(Trap(tmp_path / "sprung") if name == "pickle" else 0, 2)
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        with pytest.raises(CheckpointError, match="is a tar archive"):
+            read_foreign(tmp_path / "file.pth")
+        assert not (tmp_path / "sprung").exists()
+
+
+def test_a_suffix_does_not_change_how_a_file_is_read(tmp_path: Path) -> None:
+    state = network().state_dict()
+    torch.save({"model": state}, tmp_path / "file.safetensors")
+    assert foreign_networks(tmp_path / "file.safetensors")["raw"].keys() == state.keys()
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_pickle_protocol_runs_anything(tmp_path: Path, zipped: bool) -> None:
+    content = {"model": network().state_dict(), "trap": Trap(tmp_path / "sprung"), "net": network()}
+    for protocol in range(2, 6):
+        torch.save(content, tmp_path / "f", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+        assert set(foreign_networks(tmp_path / "f")["raw"]) == set(network().state_dict())
+    assert not (tmp_path / "sprung").exists()

@@ -2,8 +2,8 @@
 
 Such a file is a pickle, and unpickling runs whatever it names. Here nothing of a file runs: the few names that
 tensors need stand for the classes below, and any other for an object that does nothing and is dropped. torch.load
-leaves this unpickler for TorchScript archives, whose code would run, and trusts the old tar layout's member paths:
-both are refused before it sees them.
+leaves this unpickler for TorchScript archives, whose code would run, and unpacks the old tar layout to disk: both
+are refused before it sees them.
 """
 
 from __future__ import annotations

@@ -51,6 +51,19 @@ def test_a_file_replaces_every_weight_and_statistic(tmp_path: Path) -> None:
     assert here.fc.weight.dtype == torch.float32  # type: ignore[union-attr]
 
 
+def test_a_safetensors_file_may_begin_as_a_pickle_does(tmp_path: Path) -> None:
+    """Its first bytes are the length of its header."""
+    there = network(seed=1)
+    for padding in range(0, 1 << 16, 8):
+        save_file(there.state_dict(), tmp_path / "w", {"padding": "x" * padding})
+        if (tmp_path / "w").read_bytes()[:1] == b"\x80":
+            break
+    else:
+        pytest.fail("no such file was made")
+    here = network(weights=tmp_path / "w")
+    assert torch.equal(here.conv1.weight, there.conv1.weight)  # type: ignore[union-attr]
+
+
 def test_a_classifier_of_other_k_or_none_is_left_fresh(tmp_path: Path) -> None:
     fresh, there = network(), network(classes=7, seed=1)
     files = [saved(tmp_path / "k7.safetensors", there.state_dict())]

@@ -160,7 +160,7 @@ def test_warm_ups_are_those_of_interlude() -> None:
 
 @pytest.mark.parametrize("option", ["tau", "distribution_alignment", "temperature"])
 def test_what_it_has_no_use_for_is_refused(option: str) -> None:
-    with pytest.raises(ConfigError, match=f"method interlude_plus has no option '{option}'"):
+    with pytest.raises(ConfigError, match=f"'method.{option}': interlude_plus has no such option"):
         build_method("interlude_plus", {option: 1}, Problem(4))
 
 

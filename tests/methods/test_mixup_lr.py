@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interlude_fast.config import OptimConfig
-from interlude_fast.methods import Problem, build_method
+from interlude_fast.methods import Problem, build_method, mixmatch
 from interlude_fast.methods.mixmatch import target_losses
 from interlude_fast.methods.mixup_lr import MixupLR, lipschitz_penalty, perturbation
 from interlude_fast.methods.parts import direction, divergence, ramp, unit
@@ -18,8 +18,8 @@ from interlude_fast.train.state import TrainState
 from interlude_fast.train.step import compute_gradients, update
 from tests.helpers import small_config
 
-from .golden import close, golden, pick
-from .recorded_mlp import assert_gradients, recorded_mlp
+from .golden import close, exact_method, golden, make_batch, pick
+from .recorded_mlp import NAMES, assert_gradients, recorded_mlp
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,94 @@ def test_the_average_takes_the_parameters_before_they_shrink(g: dict[str, Any]) 
     update(state)  # without gradients the optimizer does nothing
     close(net.weight.detach(), g["ema_model_W1_after"])
     close(state.ema.model.weight, g["ema_shadow_W1_after"])
+
+
+def fix_draws(monkeypatch: pytest.MonkeyPatch, start: Tensor, share: Tensor, fallback: Tensor) -> None:
+    """Mixup of 0.3 with the rows in reverse; start and fallback as directions, and lengths [N], by share 0 at
+    eps_min, by share 1 at eps_max."""
+    noise = iter((start + 0.5, fallback + 0.5))
+    monkeypatch.setattr(mixmatch, "mixup_strength", lambda *_, **__: torch.tensor(0.3, dtype=torch.float64))
+    monkeypatch.setattr(mixmatch, "random_permutation", lambda n, _: torch.arange(n).flip(0))
+    monkeypatch.setattr(torch, "rand_like", lambda _: next(noise))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda x, low, high: x.copy_(low + (high - low) * share))
+
+
+def mixmatch_loss(net: nn.Module, labels: Tensor, x: Tensor, weight: float) -> Tensor:
+    """MixMatch's loss from its equations, at those draws. x: labeled rows, then both views."""
+    b, n = len(labels), (len(x) - len(labels)) // 2
+    with torch.no_grad():
+        p = (net(x[b : b + n]).softmax(1) + net(x[b + n :]).softmax(1)) / 2
+    guess = p**2 / (p**2).sum(1, keepdim=True)
+    y = torch.cat([torch.eye(10).double()[labels], guess, guess])
+    mixed, target = (0.7 * rows + 0.3 * rows.flip(0) for rows in (x, y))
+    logits = torch.cat([net(rows) for rows in mixed.split(b)])
+    on_labels = -(target[:b] * logits[:b].log_softmax(1)).sum() / b
+    return on_labels + weight * ((logits[b:].softmax(1) - target[b:]) ** 2).sum() / (2 * n * 10)
+
+
+def step_of(net: nn.Module, x: Tensor, mu: int, options: dict[str, Any], **problem: Any) -> tuple[Tensor, Tensor]:
+    """The total of step 120 of 1000 for unlabeled views x and a few labeled rows, and what MixMatch adds to it."""
+    labels = torch.arange(len(x) // (2 * mu))
+    images = torch.cat([x[: len(labels)].flip(-1) - 0.1, x])
+    method = exact_method("mixup_lr", options, steps=1000, **problem)
+    total = method(net, make_batch(method, labels, images, step=120), net).total
+    return total, mixmatch_loss(net, labels, images, 75 * 0.12)
+
+
+@pytest.mark.parametrize("mu", [1, 2])
+@pytest.mark.parametrize("run", ["refhp", "K0", "K05"])
+def test_steps_add_the_recorded_penalty(
+    g: dict[str, Any], run: str, mu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, v = recorded_mlp(g), pick(g, f"{run}_")
+    low, high = v["eps_min"].item(), v["eps_max"].item()
+    fix_draws(monkeypatch, v["d_init"], (v["eps"].flatten() - low) / (high - low), v["fallback"])
+    options = {"k": v["K"].item(), "eps_min": low, "eps_max": high, "reference": run == "refhp"}
+    total, without = step_of(net, g["x"], mu, options, lowest=(-1.0,) * 3, highest=(1.0,) * 3)
+    close(total, without + v["loss"])
+    weights = list(net.parameters())
+    both = (torch.autograd.grad(loss, weights) for loss in (total, without))
+    for name, got, of_mixmatch in zip(NAMES, *both, strict=True):
+        close(got, of_mixmatch + v[f"grad_{name}"])
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_a_step_with_other_options(
+    g: dict[str, Any], iterations: int, clamp: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the equations, for two unlabeled images beside each labeled one and a batch norm in train mode."""
+    net, x = recorded_mlp(g).insert(2, nn.BatchNorm1d(len(g["b1"])).double()).train(), g["x"]
+    start, share = g["K0_d_init"], torch.linspace(0.1, 0.9, len(x), dtype=torch.float64)
+    fix_draws(monkeypatch, start, share, torch.full_like(x, torch.nan))
+    lowest, highest = (-1.0, -0.75, -0.5), (1.0, 0.5, 0.25)
+    options = {"lambda_lr": 0.7, "k": 1, "xi": 0.5, "eps_min": 0.2, "eps_max": 3, "interleave": False}
+    options |= {"iterations": iterations, "clamp": clamp}
+    total, expected = step_of(net, x, 2, options, lowest=lowest, highest=highest)
+
+    def lengths(d: Tensor) -> Tensor:
+        return d.square().sum((1, 2, 3), keepdim=True).sqrt()
+
+    def divergences(moved: Tensor) -> Tensor:
+        return (p * (p.log() - net(moved).log_softmax(1))).sum(1)
+
+    p = net(x).softmax(1).detach()
+    bounds = [torch.tensor(end, dtype=torch.float64)[:, None, None] for end in (lowest, highest)]
+    d = start / lengths(start)
+    for _ in range(iterations):
+        d.requires_grad_()
+        near = x + 0.5 * d
+        near = torch.minimum(torch.maximum(near, bounds[0]), bounds[1]) if clamp else near
+        d = torch.autograd.grad(divergences(near).mean(), d)[0]
+        d = d / lengths(d)
+    length = 0.2 + 2.8 * share
+    over = divergences(x + length[:, None, None, None] * d) / length - 1
+    assert 0 < (over > 0).sum() < len(over)
+    expected = expected + 0.7 * over.clamp(min=0).mean()
+    close(total, expected)
+    both = (torch.autograd.grad(loss, list(net.parameters())) for loss in (total, expected))
+    for got, of_equations in zip(*both, strict=True):
+        close(got, of_equations)
 
 
 def run_of(**options: Any) -> Any:

@@ -19,7 +19,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 part build 300 env INTERLUDE_FAST_CUDA=1 python3 setup.py build_ext --inplace
 part doctor 60 python3 -m interlude_fast.cli doctor
 part tests_ops 300 python3 -m pytest tests/ops tests/gpu -p no:cacheprovider
-part tests_train 300 python3 -m pytest tests/train tests/models tests/methods -p no:cacheprovider
+part tests_train 600 python3 -m pytest tests/train tests/evaluate -p no:cacheprovider
+part tests_methods 600 python3 -m pytest tests/models tests/methods -p no:cacheprovider
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     part "sanitizer_$tool" 300 compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -313,7 +313,7 @@ def test_several_at_a_time_with_one_that_fails(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ctrl_c_and_the_same_command_again(tmp_path: Path, processes: int) -> None:
-    steps = 150
+    steps = 600  # some seconds: the signal must come before the end also on a busy machine
     train = {**SMALL["train"], "steps": steps, "checkpoint_every": 10**6, "log_every": 1}
     out, base = tmp_path / "out", {**SMALL, "train": train}
     command = [sys.executable, "-m", "interlude_fast.cli", "ablate", "--device", "cpu", *flags(base)]

@@ -23,9 +23,10 @@ from interlude_fast.train.checkpoint import write_atomically
 
 from .figures import NETWORKS, score_name, show_errors, summary
 from .grid import Axis, Cell, make_cells, short_names, show
-from .jobs import Failure, Job, describe, evaluated_on, run_jobs, standing, tell
+from .jobs import Failure, Job, describe, evaluated_on, standing, tell
 from .passport import command_line, passport
 from .run import RunResult, read_result
+from .worker import run_jobs
 
 FILES = ("ablation.json", "table.csv", "table.md")
 

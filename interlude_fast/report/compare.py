@@ -17,9 +17,10 @@ from interlude_fast.train.checkpoint import write_atomically
 
 from .figures import NETWORKS, show_errors, summary
 from .grid import Axis, make_cells
-from .jobs import Failure, Job, describe, evaluated_on, run_jobs, tell
+from .jobs import Failure, Job, describe, evaluated_on, tell
 from .passport import command_line, passport
 from .run import RunResult
+from .worker import run_jobs
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,17 @@
-"""Several runs: where each stands, and doing what is left, one after the other or several at a time."""
+"""Several runs: where each stands, and doing what is left of one."""
 
 from __future__ import annotations
 
 import traceback
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-import torch
 from rich.console import Console
 
 from interlude_fast.config import Config
-from interlude_fast.data.decode import cores
 from interlude_fast.data.manifest import replay
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.data.sources import load_source
@@ -128,28 +126,6 @@ def run_job(job: Job, console: Console | None = None) -> Outcome:
         return train_run(job.config, job.directory, resume=resume, console=console)
     except Exception as error:
         return Failure.of(error)
-
-
-def run_jobs(
-    jobs: Sequence[Job], processes: int = 1, console: Console | None = None
-) -> Generator[tuple[Job, Outcome], None, None]:
-    """Do runs and give each with what became of it, as they end. Close the generator (contextlib.closing): runs
-    that are under way in other processes then stop after a checkpoint.
-
-    Args:
-        processes: runs at a time. One is done in this process; several in processes of their own, each with its
-            share of the cores.
-        console: where the progress of single runs is shown.
-    """
-    if processes == 1:
-        yield from ((job, run_job(job, console)) for job in jobs)
-        return
-    from .worker import run_in_processes  # which needs this module
-
-    if console and any(resolve_device(job.config.train.device).type == "cuda" for job in jobs):
-        tell(console, f"{processes} runs at a time share the GPU: its memory must hold them all")
-    threads = max(1, min(torch.get_num_threads(), cores() // processes))
-    yield from run_in_processes(jobs, processes, threads)
 
 
 def tell(console: Console, line: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs in processes of their own, one run a process, several at a time."""
+"""Several runs, one after the other or several at a time in processes of their own."""
 
 from __future__ import annotations
 
@@ -13,14 +13,37 @@ import threading
 from collections.abc import Generator, Sequence
 
 import torch
+from rich.console import Console
 
+from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.errors import ConfigError, RunError
 from interlude_fast.methods import method_class, register_method
+from interlude_fast.train.step import resolve_device
 
-from .jobs import Failure, Job, Outcome, run_job
+from .jobs import Failure, Job, Outcome, run_job, tell
 
 Process = subprocess.Popen[bytes]
+
+
+def run_jobs(
+    jobs: Sequence[Job], processes: int = 1, console: Console | None = None
+) -> Generator[tuple[Job, Outcome], None, None]:
+    """Do runs and give each with what became of it, as they end. Close the generator (contextlib.closing): runs
+    that are under way in other processes then stop after a checkpoint.
+
+    Args:
+        processes: runs at a time. One is done in this process; several in processes of their own, each with its
+            share of the cores.
+        console: where the progress of single runs is shown.
+    """
+    if processes == 1:
+        yield from ((job, run_job(job, console)) for job in jobs)
+        return
+    if console and any(resolve_device(job.config.train.device).type == "cuda" for job in jobs):
+        tell(console, f"{processes} runs at a time share the GPU: its memory must hold them all")
+    threads = max(1, min(torch.get_num_threads(), cores() // processes))
+    yield from run_in_processes(jobs, processes, threads)
 
 
 def run_in_processes(jobs: Sequence[Job], count: int, threads: int) -> Generator[tuple[Job, Outcome], None, None]:

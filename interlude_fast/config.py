@@ -9,19 +9,39 @@ An unknown key is an error that names the nearest known one.
 from __future__ import annotations
 
 import contextlib
+import re
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from .errors import ConfigError, nearest
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Fit = Literal["crop", "pad", "stretch"]
 SelectionMetric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 SelectionNetwork = Literal["ema", "raw"]
+
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> Any:
+    """90, "90", "90s", "1.5m", "1h30m" -> seconds; anything else as it is, for pydantic to refuse."""
+    if not isinstance(value, str):
+        return value
+    parts = re.fullmatch(r"(?:[0-9.]+[smhd])*(?:[0-9.]+)?", value.strip())
+    if not parts or not value.strip():
+        raise ValueError(f"'{value}' is no duration; write e.g. 90s, 30m, 1h30m")
+    try:
+        return sum(float(n) * _UNITS[unit] for n, unit in re.findall(r"([0-9.]+)([smhd]?)", value))
+    except ValueError:
+        raise ValueError(f"'{value}' is no duration; write e.g. 90s, 30m, 1h30m") from None
+
+
+Seconds = Annotated[PositiveFloat, BeforeValidator(_seconds)]
 
 
 class Strict(BaseModel):
@@ -136,6 +156,9 @@ class TrainConfig(Strict):
     mu: int = Field(7, ge=1, le=1024, description="unlabeled images per labeled image")
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?)$")
     precision: Precision = "auto"
+    compile: bool | None = Field(None, description="torch.compile; None: where it is the fastest that works")
+    capture: bool | None = Field(None, description="the step as one CUDA graph; None: the same")
+    budget: Seconds | None = Field(None, description="wall time, e.g. 30m: the schedule is scaled to end in it")
     log_every: int = Field(100, ge=1, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(5000, ge=1, description="steps between two evaluations")
     checkpoint_every: int = Field(5000, ge=1, description="steps between two checkpoints")

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from interlude_fast.config import Config, load
+from interlude_fast.methods import Losses
+from interlude_fast.train.state import TrainState
+from interlude_fast.train.step import EagerStep
 
 # A whole run in about a second: the digits, the smallest network, a few rows.
 SMALL = {
@@ -33,6 +37,17 @@ def flags(config: dict[str, Any] = SMALL, prefix: str = "") -> list[str]:
             flags(value, f"{prefix}{key}.") if isinstance(value, dict) else ["--set", f"{prefix}{key}={value}"]
         )
     return found
+
+
+def before_steps(patch: pytest.MonkeyPatch, act: Callable[[TrainState], None]) -> None:
+    """Calls `act` before every step of every run in this process."""
+    real = EagerStep.__call__
+
+    def acting(step: EagerStep) -> Losses:
+        act(step.state)
+        return real(step)
+
+    patch.setattr(EagerStep, "__call__", acting)
 
 
 def write_images(root: Path, names: Iterable[str], size: tuple[int, int] = (12, 12), mode: str = "RGB") -> None:

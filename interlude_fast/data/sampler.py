@@ -77,11 +77,13 @@ class Sampler:
         other.slots, other.views, other.keys = (t.to(device) for t in (self.slots, self.views, self.keys))
         return other
 
-    def plan(self, step: int) -> Plan:
-        """The rows of a step, counted from 0."""
+    def plan(self, step: int | Tensor) -> Plan:
+        """The rows of a step, counted from 0: a number, or an int64 scalar on the store's device, which the host
+        then does not know."""
         order, mine = self.order, slice(self.first, self.first + self.order.batch)
         # Filled on the device: no copy to wait for.
-        at = torch.full((), step, dtype=torch.int64, device=self.store.device)
+        device = self.store.device
+        at = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=device)
         labeled, unlabeled = sample_rows(
             at,
             seed=self.seed,

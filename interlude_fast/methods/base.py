@@ -48,6 +48,7 @@ class Method(nn.Module):
         Options: typed options; the defaults are the paper's.
         labeled_views, unlabeled_views: the views of each image that enter the network.
         every_label: trains with the label of every training image, whatever data.labels says.
+        cannot_compile: why torch.compile cannot take the forward whole; empty where it can.
         forwards: whether all rows of a batch go through the network "together", or groups of them "apart", the
             smallest of which are the B labeled rows.
 
@@ -60,6 +61,7 @@ class Method(nn.Module):
     unlabeled_views: ClassVar[tuple[View, ...]] = ()
     every_label: ClassVar[bool] = False
     forwards: ClassVar[str] = "together"
+    cannot_compile: ClassVar[str] = ""
 
     def __init__(self, options: Any, problem: Problem) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from interlude_fast.data.batch import Batch
 
 from .base import Losses, Problem
 from .mixmatch import MixMatch, MixMatchOptions
-from .parts import direction, divergence, frozen_statistics, per_row, unit, wide
+from .parts import INNER_GRADIENTS, direction, divergence, frozen_statistics, per_row, unit, wide
 
 
 class MixupLROptions(MixMatchOptions):
@@ -65,6 +65,7 @@ class MixupLR(MixMatch):
     step). The penalty is float32 also under autocast."""
 
     Options = MixupLROptions
+    cannot_compile = INNER_GRADIENTS
     lowest: Tensor
     highest: Tensor
 

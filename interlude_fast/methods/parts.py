@@ -13,6 +13,9 @@ from interlude_fast.errors import ConfigError
 
 from .base import Losses
 
+# Method.cannot_compile of those whose forward has gradients in it.
+INNER_GRADIENTS = "its forward takes gradients, which torch.compile does not"
+
 
 def class_weight_tensor(weights: list[float] | None, num_classes: int) -> Tensor | None:
     """Option `class_weights` as a tensor [K].

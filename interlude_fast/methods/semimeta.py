@@ -20,7 +20,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method, Problem
-from .parts import combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
+from .parts import INNER_GRADIENTS, combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
 
 Inner = Literal["mse", "kl"]
 # torch's own, when it loads its forward-mode rules.
@@ -101,6 +101,7 @@ class SemiMeta(Method):
     Options = SemiMetaOptions
     unlabeled_views = ("weak",)
     forwards = "apart"
+    cannot_compile = INNER_GRADIENTS
     options: SemiMetaOptions
     steps: Tensor
 
@@ -116,7 +117,8 @@ class SemiMeta(Method):
         with eval_mode(model), torch.autocast(labeled.device.type, enabled=False):
             x, u = labeled.to(dtype), unlabeled.to(dtype)
             p, gradient = label_gradient(model, x, batch.labels, u, o.inner, o.reference)
-        size = self.steps[batch.step.clamp(max=len(self.steps) - 1)]
+        at = batch.step.clamp(max=len(self.steps) - 1)
+        size = self.steps.index_select(0, at[None]).squeeze(0)  # [at] would ask the device for the number
         y = step_labels(p, gradient, size, o.project)
         if o.mixup:
             strength = mixup_strength(o.alpha, len(u), like=p)

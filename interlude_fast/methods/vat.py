@@ -11,7 +11,7 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method
-from .parts import combine, direction, divergence, frozen_statistics, ramp, wide
+from .parts import INNER_GRADIENTS, combine, direction, divergence, frozen_statistics, ramp, wide
 
 
 class VATOptions(Strict):
@@ -49,6 +49,7 @@ class VAT(Method):
     Options = VATOptions
     unlabeled_views = ("weak",)
     forwards = "apart"
+    cannot_compile = INNER_GRADIENTS
 
     def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
         _, images = batch.split(batch.images)

@@ -14,7 +14,7 @@ import torch
 import interlude_fast
 from interlude_fast import ops
 from interlude_fast.ops.extension import BUILD_HINT
-from interlude_fast.train.step import resolve_device, resolve_precision
+from interlude_fast.train.device import resolve_device, resolve_precision
 
 PACKAGES = (
     *("torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "pydantic", "safetensors"),

@@ -24,7 +24,7 @@ from interlude_fast.evaluate import predict_logits
 from interlude_fast.methods import Problem, build_method
 from interlude_fast.models import Network, Shape
 from interlude_fast.train.build import build_network
-from interlude_fast.train.step import resolve_device
+from interlude_fast.train.device import resolve_device
 
 from .run_directory import RunDirectory, load_weights
 

@@ -43,6 +43,9 @@ class FileRecorder:
         errors = "  ".join(f"{name} {s['error']:.2%}" for name, s in named.items())
         self.log.info("step %d  error: %s", step, errors or "no test or validation images")
 
+    def noted(self, line: str) -> None:
+        self.log.info(line)
+
     def _keep(self, step: int, values: dict[str, float]) -> None:
         try:
             self.directory.append_metrics({"step": step, **values})
@@ -95,6 +98,9 @@ class ProgressRecorder:
         self.errors = f"error {shown.error:.1%}" if shown else ""
         self._show()
 
+    def noted(self, line: str) -> None:
+        self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def _show(self) -> None:
         m = self.metrics
         shown = (
@@ -123,3 +129,7 @@ class Several:
     def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
         for recorder in self.recorders:
             recorder.evaluated(step, scores)
+
+    def noted(self, line: str) -> None:
+        for recorder in self.recorders:
+            recorder.noted(line)

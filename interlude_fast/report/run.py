@@ -97,7 +97,7 @@ def train_run(
         write_passport(folder, run)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
     title = f"{run.source.name} {run.config.method.name}"
-    chosen = f"pipeline: {run.pipeline_choice}"
+    chosen = f"pipeline: {run.pipeline_choice}; {run.precision} on {run.device}; steps: {run.stepper.choice}"
     files.log.info(chosen)
     for path, reason in run.source.files.skipped if run.source.files else ():
         files.log.info("skipped: %r (%s)", path, reason)
@@ -115,7 +115,7 @@ def train_run(
     last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
     evaluations = {"last": last, **run.selection.best}
     result = RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
-    if step < run.config.train.steps or not folder.result.exists():
+    if step < run.state.step or not folder.result.exists():
         folder.write("result.json", _as_json(result, run))
     return result  # where it had finished before, its own result.json stands
 
@@ -178,7 +178,7 @@ def _to_resume(directory: Path | None) -> RunDirectory:
 
 def write_passport(folder: RunDirectory, run: Run) -> None:
     folder.write("config.yaml", dump(run.config))
-    used = {"precision_used": run.precision, "pipeline": run.pipeline_choice}
+    used = {"precision_used": run.precision, "pipeline": run.pipeline_choice, "steps": run.stepper.choice}
     folder.write("passport.json", {"command": sys.argv, **used, **passport()})
     folder.write("split.json", to_text(run.manifest()))
     folder.write("preprocessing.json", Preprocessing.of(run.source).as_dict())

@@ -19,7 +19,7 @@ from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.errors import ConfigError, RunError
 from interlude_fast.methods import method_class, register_method
-from interlude_fast.train.step import resolve_device
+from interlude_fast.train.device import resolve_device
 
 from .jobs import Failure, Job, Outcome, run_job, tell
 

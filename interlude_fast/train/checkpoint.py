@@ -60,6 +60,8 @@ def save_checkpoint(path: Path, state: TrainState, config: dict[str, Any], selec
     metadata = {
         "format": FORMAT,
         "step": str(state.step),
+        "position": repr(state.position),
+        "seconds": repr(state.seconds),
         "config": fingerprint(config),
         "torch": torch.__version__,
         "selection": selection.text(),
@@ -74,7 +76,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         CheckpointError: the file is missing, cut short, or not a checkpoint.
     """
     tensors, metadata = load_tensors(path)
-    if metadata.get("format") != FORMAT or not metadata.get("step", "").isdigit():
+    if metadata.get("format") != FORMAT or not metadata.get("step", "").isdigit() or "position" not in metadata:
         raise CheckpointError(f"{path} is not an interlude-fast checkpoint")
     return tensors, metadata
 
@@ -90,4 +92,5 @@ def load_checkpoint(path: Path, state: TrainState, config: dict[str, Any], selec
         raise CheckpointError(f"{path} belongs to a run with another configuration")
     selection.restore(metadata.get("selection", ""), tensors)
     own = {name: tensor for name, tensor in tensors.items() if not name.startswith(PREFIX)}
-    state.load_state_dict(own, int(metadata["step"]))
+    state.load_state_dict(own, int(metadata["step"]), float(metadata["position"]))
+    state.seconds = float(metadata["seconds"])

@@ -16,15 +16,27 @@ class EMA:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._parameters = _pairs(self.model.parameters(), model.parameters())
-        self._buffers = _pairs(self.model.buffers(), model.buffers())
+        self._buffers = [_pairs(*_of_kind(self.model, model, floating)) for floating in (True, False)]
 
     @torch.no_grad()
     def update(self) -> None:
         shadow, now = self._parameters
         torch._foreach_mul_(shadow, self.decay)
         torch._foreach_add_(shadow, now, alpha=1 - self.decay)
-        if self._buffers[0]:
-            torch._foreach_copy_(*self._buffers)
+        self.update_buffers()
+
+    @torch.no_grad()
+    def update_buffers(self) -> None:
+        """The part of `update` that is not the parameters'."""
+        for shadow, now in self._buffers:
+            if shadow:
+                torch._foreach_copy_(shadow, now)
+
+
+def _of_kind(shadow: nn.Module, now: nn.Module, floating: bool) -> tuple[list[Tensor], list[Tensor]]:
+    """Buffers that are floating, or that are not: lists of one dtype are copied in one launch."""
+    mine, theirs = ([b for b in m.buffers() if b.is_floating_point() == floating] for m in (shadow, now))
+    return mine, theirs
 
 
 def _pairs(shadow: object, now: object) -> tuple[list[Tensor], list[Tensor]]:

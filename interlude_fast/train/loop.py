@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,22 +23,26 @@ from interlude_fast.data.progress import Progress
 from interlude_fast.data.sources import Source, load_source
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.errors import Interrupted, NonFiniteLossError
-from interlude_fast.evaluate import Scores, evaluate
-from interlude_fast.methods import Losses, Problem, build_method, method_class
+from interlude_fast.evaluate import Scores, evaluate, predict_logits
+from interlude_fast.methods import Problem, build_method, method_class
 from interlude_fast.methods import resolve_options as resolve_method_options
 from interlude_fast.models import Shape
 from interlude_fast.models import resolve_options as resolve_model_options
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
+from .device import float32_products, image_dtype, resolve_device, resolve_precision
+from .interrupt import Interrupt
+from .meter import Meter
 from .optim import learning_rate_factor, refuse_contradictions
+from .pace import BudgetPace, Pace
 from .selection import Selection
 from .state import TrainState
-from .step import resolve_device, resolve_precision, train_step
+from .ways import Stepper, build_stepper
 
 # Settings that may differ when a run goes on: they do not change what is computed.
 FREE_TO_CHANGE = {
-    "train": {"device", "log_every", "eval_every", "checkpoint_every", "eval_batch"},
+    "train": {"device", "compile", "capture", "log_every", "eval_every", "checkpoint_every", "eval_batch"},
     "data": {"root", "labeled", "unlabeled", "test", "cache", "workers"},  # the split's hash tells other images
 }
 PATHS = ("root", "labeled", "unlabeled", "test", "cache")
@@ -64,6 +67,9 @@ class Recorder(Protocol):
 
     def evaluated(self, step: int, scores: dict[str, Scores]) -> None: ...
 
+    def noted(self, line: str) -> None:
+        """Something that the user should know."""
+
 
 @dataclass
 class Run:
@@ -79,6 +85,26 @@ class Run:
     split_file: Path | None
     state: TrainState
     selection: Selection
+    stepper: Stepper
+    began: float = field(default_factory=time.monotonic)
+
+    def pace(self) -> Pace:
+        """What times the run; under a budget, an evaluation's length is judged by one batch of images."""
+        t = self.config.train
+        if t.budget is None:
+            return Pace(t, self.state)
+        return BudgetPace(t, self.state, self.began, self._evaluation_seconds())
+
+    def _evaluation_seconds(self) -> float:
+        held_out = sum(len(self.held_out_labels(part)) for part in ("test", "validation"))
+        part = "test" if len(self.held_out_labels("test")) else "validation"
+        sizes, seconds = [], []
+        for images in itertools.islice(self.held_out_batches(part), 2):  # the first one may allocate
+            began = time.perf_counter()
+            predict_logits(self.state.ema.model, [images], Preprocessing.of(self.source).normalize).sum().item()
+            sizes.append(len(images))
+            seconds.append(time.perf_counter() - began)
+        return len(self.networks()) * held_out * seconds[-1] / sizes[-1] if sizes else 0.0
 
     def identity(self) -> dict[str, Any]:
         """The settings that a checkpoint is bound to."""
@@ -187,12 +213,13 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     Raises:
         ConfigError, DataError: a setting or a data set that does not fit.
     """
+    began = time.monotonic()
     config = resolve(config)
     t = config.train
     device = resolve_device(t.device)
-    precision = resolve_precision(t.precision, device)
     refuse_contradictions(config.optim, t.steps)
     source, split = load_data(config, progress, split_file)
+    precision = resolve_precision(t.precision, device, source.size)
     method = build_method(config.method.name, config.method.options(), problem(config, source, split)).to(device)
     shape = Shape(len(source.classes), source.channels, source.size)
     model = build_network(config, method, shape, fresh=split_file is None)
@@ -208,62 +235,18 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
         view_policy(config, source),
         seed=config.seed,
         device=device,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,  # as autocast would round them
+        dtype=image_dtype(precision),
         workers=config.data.workers,
     )
-    state = TrainState(model, method, config.optim, t.steps, config.seed)
+    state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
+    stepper = build_stepper(state, pipeline, t, precision)
     if not method.every_label:  # whose split is its own, not the file's
         split_file = split_file or config.data.split.file
     selection = Selection(t.select_by, t.select_network)
-    return Run(config, device, precision, source, split, pipeline, f"{name} ({why})", split_file, state, selection)
-
-
-class Interrupt:
-    """While it lasts, the first SIGINT only asks; the loop answers where its state is whole. A second one ends."""
-
-    asked = False
-
-    def __enter__(self) -> Interrupt:
-        self.before: Any = None
-        if threading.current_thread() is threading.main_thread():
-            self.before = signal.signal(signal.SIGINT, self._ask)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.before is not None:
-            signal.signal(signal.SIGINT, self.before)
-
-    def _ask(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-
-class Meter:
-    """Sums metrics on the device; the host learns of them at `fetch`."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.names: list[str] = []
-        self.steps = 0
-        self.data_seconds = 0.0
-        self.since = time.perf_counter()
-
-    def add(self, losses: Losses, data_seconds: float) -> None:
-        values = {"loss": losses.total.detach(), **losses.metrics}
-        stacked = torch.stack([v.float() for v in values.values()])
-        self.names, self.total = list(values), stacked if self.total is None else self.total + stacked
-        self.steps += 1
-        self.data_seconds += data_seconds
-
-    def fetch(self) -> dict[str, float]:
-        """Means since the last fetch, with the speed; starts anew."""
-        assert self.total is not None
-        means = dict(zip(self.names, (self.total / self.steps).tolist(), strict=True))
-        seconds = time.perf_counter() - self.since
-        speed = {"steps_per_second": self.steps / seconds, "data_wait": self.data_seconds / seconds}
-        self.__init__()  # type: ignore[misc]
-        return {**means, **speed}
+    chosen = f"{name} ({why})"
+    return Run(
+        config, device, precision, source, split, pipeline, chosen, split_file, state, selection, stepper, began
+    )
 
 
 def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[str, Scores]:
@@ -283,39 +266,41 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
     try:
         # A step seeds torch's generators; the caller finds them as they were.
         gpus = [run.device] if run.device.type == "cuda" else []
-        with Interrupt() as interrupt, torch.random.fork_rng(devices=gpus):
+        with Interrupt() as interrupt, torch.random.fork_rng(devices=gpus), float32_products(run.precision):
             return _train(run, recorder, checkpoint, interrupt)
     finally:
         run.pipeline.close()
 
 
 def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Interrupt) -> dict[str, Scores]:
-    t, state = run.config.train, run.state
+    state, pace = run.state, run.pace()
     meter, scores = Meter(), None
+    run.stepper.tell = recorder.noted
     if state.step == 0 and checkpoint is not None:
         # A run can go on from its very beginning.
         save_checkpoint(checkpoint, state, run.identity(), run.selection)
-    while state.step < t.steps:
-        began = time.perf_counter()
-        batch = run.pipeline.batch(state.step)
-        waited = time.perf_counter() - began
-        losses = train_step(state, batch, run.precision)
-        meter.add(losses, waited)
-        step, last = state.step, state.step == t.steps
-        recorder.stepped(step)
+    while not state.finished:
+        losses = run.stepper()
+        meter.add(losses, run.stepper.waited)
+        pace.stepped()
+        step, last = state.step, state.finished
+        recorder.stepped(int(state.position))
         stop = interrupt.asked  # looked at once: what comes while this step is saved is answered after the next
-        save_now = checkpoint is not None and (last or stop or step % t.checkpoint_every == 0)
-        if last or save_now or step % t.log_every == 0:
-            _log(meter, recorder, step, run, checkpoint)
-        if last or step % t.eval_every == 0:
-            began = time.perf_counter()
+        save_now = (pace.saves() or stop) and checkpoint is not None
+        if pace.logs() or save_now:
+            _log(meter, recorder, step, run, checkpoint, pace)
+        began = time.perf_counter()
+        if pace.evaluates():
             scores = run.evaluate()
             run.selection.add(step, scores, run.networks())
             recorder.evaluated(step, scores)
+            pace.paused(time.perf_counter() - began, evaluating=True)
             meter.since += time.perf_counter() - began  # speed is that of training
+        began = time.perf_counter()
         if save_now and checkpoint:
             _refuse_bad_weights(state, checkpoint)
             save_checkpoint(checkpoint, state, run.identity(), run.selection)
+            pace.paused(time.perf_counter() - began)
         if stop or (last and interrupt.asked):
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
     return run.evaluate() if scores is None else scores
@@ -331,7 +316,7 @@ def _refuse_bad_weights(state: TrainState, checkpoint: Path) -> None:
         )
 
 
-def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path | None) -> None:
+def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path | None, pace: Pace) -> None:
     """Fetch the interval's means; a loss that is not finite ends the run before anything is overwritten."""
     first = step - meter.steps + 1
     metrics = meter.fetch()
@@ -342,4 +327,4 @@ def _log(meter: Meter, recorder: Recorder, step: int, run: Run, checkpoint: Path
             f"{', '.join(bad)} became NaN or infinite between steps {first} and {step}; "
             f"try a lower optim.lr (now {run.config.optim.lr}) or precision fp32 (now {run.precision}){kept}"
         )
-    recorder.logged(step, metrics)
+    recorder.logged(step, {**metrics, **pace.metrics()})

@@ -6,24 +6,24 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from interlude_fast.config import OptimConfig
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import Network
 
 
-def cosine_7_16(step: int, steps: int) -> float:
+def cosine_7_16(step: float, steps: int) -> float:
     """cos(7 pi k / (16 K)) of step k = 0..K-1: from 1 down to about 0.195."""
     return max(0.0, math.cos(7 * math.pi * step / (16 * steps)))
 
 
-def cosine(step: int, steps: int) -> float:
+def cosine(step: float, steps: int) -> float:
     """(1 + cos(pi k / K)) / 2: from 1 down to 0."""
     return (1 + math.cos(math.pi * step / steps)) / 2
 
 
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
+SCHEDULES: dict[str, Callable[[float, int], float]] = {
     "cosine_7_16": cosine_7_16,
     "cosine": cosine,
     "constant": lambda step, steps: 1.0,
@@ -31,9 +31,9 @@ SCHEDULES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-def learning_rate_factor(config: OptimConfig, step: int, steps: int) -> float:
-    """Share of config.lr in step k = 0..K-1: k / warmup while it rises, then the schedule over the rest; that of
-    "steps" falls to a tenth after every milestone it has passed."""
+def learning_rate_factor(config: OptimConfig, step: float, steps: int) -> float:
+    """Share of config.lr in step k = 0..K-1, or between two: k / warmup while it rises, then the schedule over the
+    rest; that of "steps" falls to a tenth after every milestone it has passed."""
     if step < config.warmup:
         return step / config.warmup
     if config.schedule == "steps":
@@ -73,7 +73,12 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
         nesterov = config.nesterov and config.momentum > 0
         return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
     cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return cls(settings, lr=config.lr, foreach=True)
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return cls(settings, lr=config.lr, foreach=True)
+    for group in settings:  # a CUDA graph reads it from the device
+        group["lr"] = torch.full((), config.lr, dtype=torch.float32, device=device)
+    return cls(settings, lr=config.lr, fused=True, capturable=True)
 
 
 def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
@@ -93,4 +98,7 @@ def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr * group["scale"])
+        else:
+            group["lr"] = lr * group["scale"]

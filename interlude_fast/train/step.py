@@ -1,50 +1,24 @@
-"""One training step."""
+"""One training step: its one definition, and how it is run eagerly. compiled.py and captured.py run the same."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from interlude_fast.config import Precision
 from interlude_fast.data.batch import Batch
-from interlude_fast.errors import ConfigError
+from interlude_fast.data.pipelines import Pipeline
 from interlude_fast.methods import Losses
 
+from .device import autocast
 from .optim import learning_rate_factor, set_learning_rate
 from .state import TrainState
 
-
-def resolve_device(wish: str) -> torch.device:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        ConfigError: a GPU is asked for that this machine or this torch does not have.
-    """
-    if wish == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(wish)
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise ConfigError(
-                f"device '{wish}': torch {torch.__version__} sees {count} GPUs here; use --device cpu"
-            )
-    return device
-
-
-def resolve_precision(wish: Precision, device: torch.device) -> Precision:
-    """`auto` is bf16 on GPUs that compute in it, else fp32."""
-    if wish != "auto":
-        return wish
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context in which the network runs."""
-    if precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
+LossFunction = Callable[[nn.Module, Batch, nn.Module], Losses]  # as Method.forward
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -55,31 +29,84 @@ def step_seed(seed: int, step: int) -> int:
     return z ^ z >> 31
 
 
-def compute_gradients(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
-    """Forward, losses, backward; the gradients are left on the parameters. Seeds torch's generators."""
+def set_numbers(state: TrainState) -> None:
+    """What the host decides of a step: torch's seed, and the learning rate, which the device reads."""
     torch.manual_seed(step_seed(state.seed, state.step))
-    state.model.train()
+    factor = learning_rate_factor(state.optim, state.position, state.steps)
+    set_learning_rate(state.optimizer, state.optim.lr * factor)
+
+
+def losses_and_gradients(
+    state: TrainState, batch: Batch, precision: Precision = "fp32", compute: LossFunction | None = None
+) -> Losses:
+    """Forward, losses, backward; the gradients, times the loss scale of fp16, are left on the parameters.
+
+    Args:
+        compute: the method's forward, or what does the same.
+    """
     state.optimizer.zero_grad(set_to_none=True)
     with autocast(precision, batch.images.device):
-        losses = state.method(state.model, batch, state.ema.model)
-    losses.total.backward()
+        losses = (compute or state.method)(state.model, batch, state.ema.model)
+    state.scaler.scale(losses.total).backward()
     return losses
+
+
+def apply_gradients(state: TrainState) -> None:
+    """Optimizer and EMA; consumes the gradients. Under fp16 a step whose gradients overflow changes no weight, and
+    lowers the loss scale."""
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.ema.update()
+    if state.optim.shrink:
+        with torch.no_grad():
+            kept = 1 - state.optim.lr * state.optim.shrink
+            torch._foreach_mul_([p.data for p in state.model.parameters()], kept)
+
+
+def compute_gradients(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
+    """The first half of train_step, up to the gradients."""
+    set_numbers(state)
+    state.model.train()
+    return losses_and_gradients(state, batch, precision)
 
 
 def update(state: TrainState) -> None:
-    """Optimizer and EMA; consumes the gradients and adds 1 to state.step."""
-    optim = state.optim
-    set_learning_rate(state.optimizer, optim.lr * learning_rate_factor(optim, state.step, state.steps))
-    state.optimizer.step()
-    state.ema.update()
-    if optim.shrink:
-        with torch.no_grad():
-            torch._foreach_mul_([p.data for p in state.model.parameters()], 1 - optim.lr * optim.shrink)
-    state.step += 1
+    """The second half of train_step."""
+    apply_gradients(state)
+    state.advance()
 
 
 def train_step(state: TrainState, batch: Batch, precision: Precision = "fp32") -> Losses:
-    """One step, whole."""
+    """One step, whole: forward, losses, backward, optimizer, EMA; adds 1 to state.step."""
     losses = compute_gradients(state, batch, precision)
     update(state)
     return losses
+
+
+class EagerStep:
+    """A step of a run at every call, operation by operation.
+
+    Args:
+        compute: as for losses_and_gradients.
+
+    Attributes:
+        waited: seconds that the last call waited for its batch.
+    """
+
+    def __init__(
+        self, state: TrainState, pipeline: Pipeline, precision: Precision, compute: LossFunction | None = None
+    ) -> None:
+        self.state, self.pipeline, self.precision, self.compute = state, pipeline, precision, compute
+        self.waited = 0.0
+
+    def __call__(self) -> Losses:
+        state, began = self.state, time.perf_counter()
+        batch = self.pipeline.batch(state.step)
+        self.waited = time.perf_counter() - began
+        if state.position != state.step:  # methods follow the schedule
+            batch = dataclasses.replace(batch, step=torch.full_like(batch.step, int(state.position)))
+        set_numbers(state)
+        state.model.train()
+        losses = losses_and_gradients(state, batch, self.precision, self.compute)
+        update(state)
+        return losses

@@ -21,9 +21,9 @@ from interlude_fast.report import RunResult, ablate, compare, jobs
 from interlude_fast.report.ablate import Ablation
 from interlude_fast.report.grid import Cell, make_cells, parse_axis
 from interlude_fast.report.run import read_result, train_run
-from interlude_fast.train import loop
 from interlude_fast.train.checkpoint import load_tensors
-from tests.helpers import SMALL, flags, image_names, write_images
+from interlude_fast.train.state import TrainState
+from tests.helpers import SMALL, before_steps, flags, image_names, write_images
 from tests.train.test_runs import Stop, assert_same_run, stop_after
 
 QUICK = {**SMALL, "train": {**SMALL["train"], "steps": 4, "device": "cpu"}}
@@ -89,15 +89,13 @@ def test_an_interrupted_run_goes_on_exactly(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     call(whole, "alpha=0,0.1", over={"train": {"steps": 8}})
-    real = loop.train_step
 
-    def interrupting(state, *args, **kwargs):
+    def interrupt(state: TrainState) -> None:
         if state.step == 5:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(state, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupting)
+        before_steps(patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             call(broken, "alpha=0,0.1", over={"train": {"steps": 8}})
     assert (broken / "table.csv").exists()

@@ -22,7 +22,8 @@ from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train import loop
 from interlude_fast.train.checkpoint import load_tensors, read_checkpoint, write_atomically
 from interlude_fast.train.loop import prepare
-from tests.helpers import SMALL, flags, small_config
+from interlude_fast.train.state import TrainState
+from tests.helpers import SMALL, before_steps, flags, small_config
 
 
 def losses(path: Path) -> list[tuple[int, float]]:
@@ -48,14 +49,12 @@ class Stop(Exception):
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Makes the loop die in the middle, as a kill would."""
-    real = loop.train_step
 
-    def dying(state, *args, **kwargs):
+    def die(state: TrainState) -> None:
         if state.step == steps:
             raise Stop
-        return real(state, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", dying)
+    before_steps(monkeypatch, die)
 
 
 def test_a_run_leaves_everything_behind(tmp_path: Path) -> None:
@@ -217,17 +216,14 @@ def test_weights_that_are_not_finite_never_replace_a_checkpoint(tmp_path: Path) 
 
 
 def test_an_interrupt_saves_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.train_step
-
-    def interrupting(state, *args, **kwargs):
+    def interrupt(state: TrainState) -> None:
         if state.step == 3:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(state, *args, **kwargs)
 
     config = small_config(train={"log_every": 1, "checkpoint_every": 100})
     train_run(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupting)
+        before_steps(patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             train_run(config, tmp_path / "run")
     assert load_tensors(tmp_path / "run" / "checkpoints" / "last")[1]["step"] == "4"
@@ -259,14 +255,11 @@ def test_an_interrupt_while_a_step_is_logged_loses_nothing(
 
 
 def test_nan_ends_the_run_and_the_checkpoint_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.train_step
-
-    def poisoned(state, *args, **kwargs):
+    def poison(state: TrainState) -> None:
         if state.step == 4:
             state.model.fc.weight.data.fill_(float("nan"))
-        return real(state, *args, **kwargs)
 
-    monkeypatch.setattr(loop, "train_step", poisoned)
+    before_steps(monkeypatch, poison)
     with pytest.raises(
         NonFiniteLossError, match=r"loss.* became NaN or infinite between steps 5 and 6.*is intact"
     ):

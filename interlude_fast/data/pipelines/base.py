@@ -15,9 +15,15 @@ from interlude_fast.data.sources import Source
 
 
 class Pipeline(Protocol):
-    """What the loop knows of a pipeline. The batch of a step does not depend on the steps before it."""
+    """What the loop knows of a pipeline. The batch of a step does not depend on the steps before it.
+
+    Attributes:
+        recordable: whether `batch` takes the step as an int64 scalar on the device too, and only launches kernels,
+            so that a CUDA graph can hold it.
+    """
 
     sampler: Sampler
+    recordable: bool
 
     def batch(self, step: int) -> Batch: ...
 

@@ -128,6 +128,8 @@ class DaliPipeline:
         start: builds the graph; called here, and again where a batch is asked for after close().
     """
 
+    recordable = False
+
     def __init__(self, sampler: Sampler, feeder: Feeder, start: Callable[[], Any], dtype: torch.dtype) -> None:
         self.sampler, self.feeder, self.start, self.dtype = sampler, feeder, start, dtype
         self.graph = start()

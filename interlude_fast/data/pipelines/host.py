@@ -45,6 +45,7 @@ class HostPipeline:
         ahead: steps that are prepared before they are asked for.
     """
 
+    recordable = False
     # Made by _start:
     readers: ThreadPoolExecutor
     ring: cycle[Staging]

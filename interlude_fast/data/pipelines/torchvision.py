@@ -82,6 +82,8 @@ class TorchvisionPipeline:
         workers: processes; 0: this one.
     """
 
+    recordable = False
+
     def __init__(self, sampler: Sampler, views: Views, normalize: ViewMaker, workers: int) -> None:
         self.sampler, self.views, self.normalize, self.workers = sampler, views, normalize, workers
         self.device = sampler.store.device

@@ -1,0 +1,121 @@
+"""The step as one CUDA graph: views, forward, losses, backward, optimizer and EMA in a single launch.
+
+Whatever changes from step to step lies in tensors that the graph reads: the step number, the learning rate, the
+seed (which a graph takes from torch's generator at every replay), and the batch where a pipeline makes it outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from interlude_fast.config import Precision
+from interlude_fast.data.batch import Batch
+from interlude_fast.data.pipelines import Pipeline
+from interlude_fast.methods import Losses
+
+from .state import TrainState
+from .step import LossFunction, apply_gradients, losses_and_gradients, set_numbers
+
+WARM_UP = 3  # steps; libraries choose algorithms and allocate workspaces in them
+
+
+class StaticStep:
+    """A step of a run at every call, with all of its input in memory that stays where it is: `body` could be
+    recorded and replayed. Runs on any device.
+
+    Attributes:
+        waited: seconds that the last call waited for its batch.
+    """
+
+    def __init__(
+        self, state: TrainState, pipeline: Pipeline, precision: Precision, compute: LossFunction | None = None
+    ) -> None:
+        self.state, self.pipeline, self.precision, self.compute = state, pipeline, precision, compute
+        device = pipeline.sampler.store.device
+        self.step = torch.zeros((), dtype=torch.int64, device=device)
+        self.position = torch.zeros((), dtype=torch.int64, device=device)
+        self.batch: Batch | None = None  # where the pipeline's work cannot be recorded
+        self.waited = 0.0
+
+    def load(self) -> None:
+        """The coming step's input, to where `body` reads it."""
+        began = time.perf_counter()
+        if not self.pipeline.recordable:
+            self._keep(self.pipeline.batch(self.state.step))
+        self.waited = time.perf_counter() - began
+        self.step.fill_(self.state.step)
+        self.position.fill_(int(self.state.position))
+        set_numbers(self.state)
+
+    def body(self) -> Losses:
+        """The step, all of it on the device."""
+        recordable: Any = self.pipeline
+        batch = recordable.batch(self.step) if self.batch is None else self.batch
+        batch = dataclasses.replace(batch, step=self.position)
+        losses = losses_and_gradients(self.state, batch, self.precision, self.compute)
+        apply_gradients(self.state)
+        detached = {name: value.detach() for name, value in losses.metrics.items()}
+        return Losses(losses.total.detach(), detached)
+
+    def run(self) -> Losses:
+        return self.body()
+
+    def __call__(self) -> Losses:
+        self.state.model.train()
+        self.load()
+        losses = self.run()
+        self.state.advance()
+        return losses
+
+    def _keep(self, batch: Batch) -> None:
+        if self.batch is None:
+            copies: dict[str, Any] = {n: t.clone() for n, t in _tensors(batch).items()}
+            self.batch = dataclasses.replace(batch, **copies)
+        else:
+            kept = _tensors(self.batch)
+            for name, tensor in _tensors(batch).items():
+                kept[name].copy_(tensor)
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {n: t for n, t in vars(batch).items() if isinstance(t, Tensor) and n != "step"}
+
+
+class CapturedStep(StaticStep):
+    """The same, recorded at the first call and replayed from then on. The losses that it returns are overwritten
+    by the next call."""
+
+    graph: torch.cuda.CUDAGraph | None = None
+    losses: Losses
+
+    def run(self) -> Losses:
+        if self.graph is None:
+            self._record()
+        assert self.graph is not None
+        self.graph.replay()
+        return self.losses
+
+    def _record(self) -> None:
+        state, device = self.state, self.step.device
+        before = state.snapshot()
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.body()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        state.restore(before)
+        state.optimizer.zero_grad(set_to_none=True)
+        del before
+        graph = torch.cuda.CUDAGraph()
+        set_numbers(state)  # the warm-up has drawn
+        # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            self.losses = self.body()
+        set_numbers(state)
+        self.graph = graph

@@ -14,9 +14,11 @@ from bench.harness import measure, show, write
 from bench.views import ViewBatches, equal
 from interlude_fast import ops, reference
 from interlude_fast.data.augment import Policy
+from interlude_fast.models import EmbeddingFusion, Shape, build_model
 
 INPUTS = 4
 ALPHA = 0.1
+LR, MOMENTUM, WEIGHT_DECAY, EMA_DECAY = 0.03, 0.9, 5e-4, 0.999
 
 
 def close(ours: Any, theirs: Any) -> None:
@@ -81,6 +83,67 @@ def view_rows(device: torch.device) -> Iterator[dict[str, Any]]:
             yield measure(name, sides, device, check=equal, repeats=10, inputs=INPUTS, units=1024)
 
 
+class Descent:
+    """WRN-28-2's weights, gradients, velocities and averages, once for each side, which all walk on alike."""
+
+    def __init__(self, device: torch.device) -> None:
+        fusion = EmbeddingFusion()
+        network = build_model("wideresnet", {}, Shape(classes=10), fusion)
+        start = [p.detach().to(device) for p in network.to(memory_format=torch.channels_last).parameters()]
+        self.gradients = [[torch.randn_like(p) for p in start] for _ in range(INPUTS)]
+        self.lr = torch.full((), LR, device=device, dtype=torch.float64)
+        self._start = start
+
+    def fused(self) -> Callable[[int], list[Tensor]]:
+        weights, shadows = ([p.clone() for p in self._start] for _ in range(2))
+        velocities = [torch.zeros_like(p) for p in weights]
+        scales, decays = [1.0] * len(weights), [WEIGHT_DECAY] * len(weights)
+
+        def step(i: int) -> list[Tensor]:
+            ops.sgd_ema_(
+                weights, self.gradients[i], velocities, shadows, self.lr, scales=scales, weight_decays=decays,
+                momentum=MOMENTUM, nesterov=True, ema_decay=EMA_DECAY,
+            )  # fmt: skip
+            return [*weights, *shadows]
+
+        return step
+
+    def torch(self, **implementation: bool) -> Callable[[int], list[Tensor]]:
+        """torch.optim.SGD(foreach=True) or (fused=True), then the average by foreach, as a plain loop has them."""
+        weights = [p.clone().requires_grad_() for p in self._start]
+        shadows = [p.clone() for p in self._start]
+        # With a decay: without one foreach writes into the gradients, which the sides share.
+        sgd = torch.optim.SGD(
+            weights, LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True, **implementation
+        )
+
+        @torch.no_grad()
+        def step(i: int) -> list[Tensor]:
+            for p, g in zip(weights, self.gradients[i], strict=True):
+                p.grad = g
+            sgd.step()
+            torch._foreach_mul_(shadows, EMA_DECAY)
+            torch._foreach_add_(shadows, [p.detach() for p in weights], alpha=1 - EMA_DECAY)
+            return [*weights, *shadows]
+
+        return step
+
+
+def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
+    """SGD with Nesterov momentum and the moving average of WRN-28-2's weights."""
+    descent = Descent(device)
+    sides = {
+        "fused": descent.fused(),
+        "torch foreach": descent.torch(foreach=True),
+        "torch fused": descent.torch(fused=True),
+    }
+    count = sum(g.numel() for g in descent.gradients[0])
+    after = [side(0) for side in sides.values()]
+    for other in after[1:]:
+        torch.testing.assert_close(after[0], other)
+    yield measure("SGD + EMA, WRN-28-2", sides, device, repeats=100, inputs=INPUTS, units=count)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
@@ -91,7 +154,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     device = torch.device(arguments.device)
     rows = []
-    for part in (fusion_rows, loss_rows, view_rows):
+    for part in (fusion_rows, loss_rows, optimizer_rows, view_rows):
         for row in part(device):
             show(row)
             rows.append(row)

@@ -3,6 +3,7 @@
 // is built; these guard the memory accesses against direct callers of torch.ops.interlude_fast.*.
 #pragma once
 
+#include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
@@ -121,6 +122,68 @@ inline void check_delta_consistency(const at::Tensor& lw, const at::Tensor& ls, 
   TORCH_CHECK_TYPE(match->scalar_type() == at::kBool, "match must be bool, got ", match->scalar_type());
   check_shape(*match, "match", {uw.size(0), uw.size(1)});
   check_same_device(*match, "match", uw, "unlabeled_weak");
+}
+
+// One number that the kernels read where it lies.
+inline void check_device_number(const at::Tensor& t, const char* name, const at::Tensor& like, const char* like_name) {
+  TORCH_CHECK_TYPE(t.numel() == 1 && (t.scalar_type() == at::kFloat || t.scalar_type() == at::kDouble), name,
+                   " must be one float32 or float64 value, got ", t.scalar_type(), " ", t.sizes());
+  check_same_device(t, name, like, like_name);
+}
+
+// Equal shapes and the same place in memory for the same element; the stride of a side of 1 says nothing.
+inline bool same_layout(const at::Tensor& a, const at::Tensor& b) {
+  if (a.sizes() != b.sizes()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != 1 && a.stride(d) != b.stride(d) && a.numel() > 0) return false;
+  return true;
+}
+
+inline void check_like_parameter(const at::Tensor& t, const char* list, size_t i, const at::Tensor& parameter,
+                                 size_t j) {
+  TORCH_CHECK_TYPE(t.scalar_type() == parameter.scalar_type(), list, "[", i, "] is ", t.scalar_type(),
+                   " but parameters[", j, "] is ", parameter.scalar_type());
+  TORCH_CHECK_VALUE(t.device() == parameter.device(), list, "[", i, "] is on ", t.device(), " but parameters[", j,
+                    "] is on ", parameter.device());
+}
+
+inline void check_beside_parameter(const at::Tensor& t, const char* list, size_t i, const at::Tensor& parameter) {
+  check_like_parameter(t, list, i, parameter, i);
+  TORCH_CHECK_VALUE(same_layout(t, parameter), list, "[", i, "] must lie in memory as parameters[", i, "] does: shape ",
+                    parameter.sizes(), ", strides ", parameter.strides(), "; got ", t.sizes(), ", ", t.strides());
+}
+
+inline void check_sgd_ema(at::TensorList parameters, const c10::List<std::optional<at::Tensor>>& gradients,
+                          at::TensorList momenta, at::TensorList shadows, const at::Tensor& lr,
+                          at::ArrayRef<double> scales, at::ArrayRef<double> weight_decays, double momentum,
+                          double ema_decay, double shrink, const std::optional<at::Tensor>& gradient_scale,
+                          const std::optional<at::Tensor>& found_inf) {
+  TORCH_CHECK_VALUE(momentum >= 0, "momentum must be >= 0, got ", momentum);
+  TORCH_CHECK_VALUE(ema_decay >= 0 && ema_decay <= 1, "ema_decay must lie in [0, 1], got ", ema_decay);
+  TORCH_CHECK_VALUE(shrink >= 0 && shrink < 1, "shrink must lie in [0, 1), got ", shrink);
+  const size_t n = parameters.size();
+  const std::pair<const char*, size_t> lists[] = {{"gradients", gradients.size()},
+                                                  {"momenta", momentum == 0 && momenta.empty() ? n : momenta.size()},
+                                                  {"shadows", shadows.size()},
+                                                  {"scales", scales.size()},
+                                                  {"weight_decays", weight_decays.size()}};
+  for (const auto& [name, size] : lists)
+    TORCH_CHECK_VALUE(size == n, name, " must hold an entry for each of ", n, " parameters, got ", size);
+  check_device_number(lr, "lr", n ? parameters[0] : lr, "parameters[0]");
+  if (gradient_scale) check_device_number(*gradient_scale, "gradient_scale", lr, "lr");
+  if (found_inf) check_device_number(*found_inf, "found_inf", lr, "lr");
+  for (size_t i = 0; i < n; ++i) {
+    const at::Tensor& p = parameters[i];
+    TORCH_CHECK_TYPE(p.scalar_type() == at::kFloat || p.scalar_type() == at::kDouble, "parameters[", i,
+                     "] must be float32 or float64, got ", p.scalar_type());
+    TORCH_CHECK_VALUE(p.is_non_overlapping_and_dense(), "parameters[", i, "] must be dense in memory, got shape ",
+                      p.sizes(), ", strides ", p.strides());
+    check_like_parameter(p, "parameters", i, parameters[0], 0);
+    if (const std::optional<at::Tensor> gradient = gradients.get(i))
+      check_beside_parameter(*gradient, "gradients", i, p);
+    if (!momenta.empty()) check_beside_parameter(momenta[i], "momenta", i, p);
+    check_beside_parameter(shadows[i], "shadows", i, p);
+  }
 }
 
 }  // namespace interlude

@@ -21,6 +21,10 @@ TORCH_LIBRARY(interlude_fast, m) {
   m.def(
       "delta_consistency_loss(Tensor labeled_weak, Tensor labeled_strong, Tensor unlabeled_weak, "
       "Tensor unlabeled_strong, Tensor? match) -> (Tensor loss, Tensor grad_weak, Tensor grad_strong)");
+  m.def(
+      "sgd_ema_(Tensor(a!)[] parameters, Tensor?[] gradients, Tensor(b!)[] momenta, Tensor(c!)[] shadows, Tensor lr, "
+      "float[] scales, float[] weight_decays, float momentum, bool nesterov, float ema_decay, float shrink, "
+      "Tensor? gradient_scale, Tensor? found_inf) -> ()");
 }
 
 PYBIND11_MODULE(_C, m) {

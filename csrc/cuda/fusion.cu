@@ -18,11 +18,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kRowsPerThread = 8;
 
-template <typename T, int kLanes>
-struct alignas(sizeof(T) * kLanes) Packet {
-  T lane[kLanes];
-};
-
 // rows x columns of packets. Block b covers columns (b % column_blocks) of row tile b / column_blocks.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads)

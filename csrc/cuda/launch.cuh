@@ -1,4 +1,4 @@
-// What every launch needs: the tensor's device made current, its current stream, checked launches.
+// What every launch needs: the tensor's device made current, its current stream, checked launches, wide accesses.
 // Only small torch headers: ATen/cuda/CUDAContext.h would want cuSPARSE's.
 #pragma once
 
@@ -18,6 +18,12 @@ struct LaunchScope {
   c10::cuda::CUDAGuard guard;
   c10::Device device;
   cudaStream_t stream;
+};
+
+// Neighbours that are read and written together; 16 bytes are the widest access.
+template <typename T, int kLanes>
+struct alignas(sizeof(T) * kLanes) Packet {
+  T lane[kLanes];
 };
 
 inline int device_attribute(cudaDeviceAttr attribute) {

@@ -5,6 +5,7 @@
 #include "check.h"
 #include "math/augment.h"
 #include "math/fusion.h"
+#include "math/sgd_ema.h"
 #include "math/shuffle.h"
 #include "math/ssl_loss.h"
 #include "math/view_draw.h"
@@ -70,6 +71,15 @@ struct Softmax {
   }
 };
 
+struct Descend {
+  IF_HD double operator()(int i) const {
+    const SgdEma<double> s{0.03, 1.0 + i % 3, 5e-4 * (i % 2), 0.9, 0.999, 1 - 0.999, 1 - 1e-4, i % 5 < 3};
+    double weight = 0.01 * (i % 700), velocity = 1.0 / (1 + i), shadow = 0.3 * (i % 11);
+    descend(s, momentum_direction(s, decayed_gradient(s, 0.7 * (i % 13), weight), velocity), weight, shadow);
+    return weight + 16 * velocity + 256 * shadow;
+  }
+};
+
 template <typename F, typename V>
 __global__ void evaluate(F f, V* out) {
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
@@ -108,6 +118,7 @@ int main() {
   same_on_the_device(View{});
   same_on_the_device(Pixel{});
   same_on_the_device(Gradient{});
+  same_on_the_device(Descend{});
   same_on_the_device(Softmax{}, 1e-15);
   return check::result();
 }

@@ -11,6 +11,7 @@ from .augment import augment_views, randaugment_tables
 from .extension import ExtensionStatus, status, use_reference
 from .fusion import circular_shift_fusion
 from .losses import InterludeLoss, delta_consistency_loss, interlude_loss
+from .optim import sgd_ema_
 from .sampling import sample_rows
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "interlude_loss",
     "randaugment_tables",
     "sample_rows",
+    "sgd_ema_",
     "status",
     "use_reference",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from .augment import augment_views
 from .losses import circular_shift_fusion, delta_consistency_loss, interlude_loss, pseudo_labels, split_rows
+from .optim import sgd_ema_
 from .sampling import AUGMENT, LABELED_ORDER, SPLIT, UNLABELED_DRAW, draw, permute, philox4x32, sample_rows
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "philox4x32",
     "pseudo_labels",
     "sample_rows",
+    "sgd_ema_",
     "split_rows",
 ]

@@ -192,6 +192,91 @@ def test_fusion_of_more_than_2_to_the_31_elements():
         torch.testing.assert_close(y[row], reference.circular_shift_fusion(pair, 0.25)[0])
 
 
+class Descent:
+    """WRN-like tensors of sgd_ema_, channels-last, on both devices; `lr` stays where it is."""
+
+    SHAPES = ((16, 3, 3, 3), (32,), (64, 32, 3, 3), (10, 128), (7,), (1_000_003,), (128, 128, 3, 3))
+
+    def __init__(self, device: str, dtype: torch.dtype, copies: int = 1) -> None:
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(zero: bool = False) -> list[Tensor]:
+            tensors = [torch.randn(s, generator=generator, dtype=dtype) * (not zero) for s in self.SHAPES * copies]
+            formats = (torch.channels_last if x.dim() == 4 else torch.contiguous_format for x in tensors)
+            return [x.to(device, memory_format=f) for x, f in zip(tensors, formats, strict=True)]
+
+        self.parameters, self.momenta, self.shadows, self.gradients = draw(), draw(zero=True), draw(), draw()
+        self.lr = torch.tensor(0.03, dtype=torch.float64, device=device)
+        self.scale, self.found = (torch.tensor(x, device=device) for x in (64.0, 0.0))
+
+    def step(self) -> list[Tensor]:
+        count = len(self.parameters)
+        ops.sgd_ema_(
+            self.parameters, self.gradients, self.momenta, self.shadows, self.lr,
+            scales=[0.9 ** (i % 40) for i in range(count)], weight_decays=[5e-4 * (i % 2) for i in range(count)],
+            momentum=0.9, nesterov=True, ema_decay=0.99, shrink=1e-3,
+            gradient_scale=self.scale, found_inf=self.found,
+        )  # fmt: skip
+        return self.state()
+
+    def state(self) -> list[Tensor]:
+        return [*self.parameters, *self.momenta, *self.shadows]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("copies", [1, 30])
+def test_descent_is_that_of_the_cpu(copies, dtype):
+    """To the bit: neither side contracts products and sums. 30 copies are three launches."""
+    gpu, cpu = (Descent(device, dtype, copies if dtype == torch.float32 else 1) for device in ("cuda", "cpu"))
+    for _ in range(3):
+        torch.testing.assert_close([x.cpu() for x in gpu.step()], cpu.step(), rtol=0, atol=0)
+
+
+def test_a_captured_descent_reads_rate_scale_and_infinities_at_each_replay():
+    captured, eager = (Descent("cuda", torch.float32) for _ in range(2))
+    start = [x.clone() for x in captured.state()]
+    graph, _ = capture(captured.step)
+    for x, y in zip(captured.state(), start, strict=True):
+        x.copy_(y)
+    for lr, scale, found in ((0.5, 2.0, 0.0), (0.1, 1.0, 1.0), (0.2, 8.0, 0.0)):
+        for side in (captured, eager):
+            for number, value in ((side.lr, lr), (side.scale, scale), (side.found, found)):
+                number.fill_(value)
+        graph.replay()
+        eager.step()
+        torch.testing.assert_close(captured.state(), eager.state(), rtol=0, atol=0)
+
+
+def test_descent_waits_for_nothing_and_goes_to_the_current_stream():
+    """The rate is written late on a side stream: a kernel on another one would read the old value."""
+    late, expected = (Descent("cuda", torch.float32) for _ in range(2))
+    expected.lr.fill_(0.5)
+    expected.step()
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+            late.lr.fill_(0.5)
+            late.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    side.synchronize()
+    torch.testing.assert_close(late.state(), expected.state(), rtol=0, atol=0)
+
+
+def test_descent_of_tensors_on_two_devices():
+    descent = Descent("cuda", torch.float32)
+    descent.lr = descent.lr.cpu()
+    with pytest.raises(ValueError, match="lr is on cpu but"):
+        descent.step()
+    descent = Descent("cuda", torch.float32)
+    descent.shadows[2] = descent.shadows[2].cpu()
+    with pytest.raises(ValueError, match=r"shadows\[2\] is on cpu"):
+        descent.step()
+
+
 @pytest.mark.parametrize("tensor", ["labels", "thresholds", "class_weights", "pseudo_label_bias", "ramps"])
 def test_direct_calls_with_tensors_of_two_devices(tensor):
     o = {"labels": torch.tensor([0, 1], device=CUDA), "thresholds": None, "class_weights": None}

@@ -21,7 +21,7 @@ from interlude_fast.methods import Problem, build_method
 from interlude_fast.models import Shape
 from interlude_fast.train.build import build_network
 from interlude_fast.train.loop import resolve
-from interlude_fast.train.optim import build_optimizer
+from interlude_fast.train.optim import parameter_groups
 
 FOLDER = configuration.configs_folder()
 PRESETS = sorted(FOLDER.rglob("*.yaml"))
@@ -59,7 +59,7 @@ def test_every_preset_loads_round_trips_and_builds(path: Path) -> None:
     RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
     parts = (yaml.safe_dump(part.model_dump(mode="json")) for part in (config.model, config.method))
     net = network(*parts, config.data.dataset)
-    build_optimizer(net, config.optim)
+    parameter_groups(net, config.optim)
     with without_numbers(config.model.name):
         assert net.eval()(torch.empty(2, shape.channels, shape.side, shape.side)).shape == (2, shape.classes)
 

@@ -16,7 +16,12 @@ class EMA:
         self.decay = decay
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
         self._parameters = _pairs(self.model.parameters(), model.parameters())
+        self._of = dict(zip(model.parameters(), self._parameters[0], strict=True))
         self._buffers = [_pairs(*_of_kind(self.model, model, floating)) for floating in (True, False)]
+
+    def shadow(self, parameter: nn.Parameter) -> Tensor:
+        """The average of a parameter of the network."""
+        return self._of[parameter]
 
     @torch.no_grad()
     def update(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from interlude_fast.config import OptimConfig
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import Network
+from interlude_fast.ops import sgd_ema_
+
+from .ema import EMA
 
 
 def cosine_7_16(step: float, steps: int) -> float:
@@ -53,8 +57,50 @@ def refuse_contradictions(config: OptimConfig, steps: int) -> None:
         )
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Parameter groups by layer and by weight decay; a group's `scale` is its share of the learning rate.
+class SGD(torch.optim.Optimizer):
+    """torch.optim.SGD and the moving average of the weights in one pass over them (ops.sgd_ema_). The learning
+    rate `lr` lies on the device; groups take their `scale` of it. Under a loss scale a step that overflows changes
+    nothing.
+
+    Args:
+        groups: as parameter_groups gives them.
+    """
+
+    _step_supports_amp_scaling = True  # GradScaler then leaves unscaling and skipping to `step`
+
+    def __init__(self, groups: list[dict[str, Any]], config: OptimConfig, ema: EMA) -> None:
+        super().__init__(groups, {"weight_decay": 0.0, "scale": 1.0})
+        self.config, self.decay = config, ema.decay
+        each = [(p, group) for group in self.param_groups for p in group["params"]]
+        self.parameters = [p for p, _ in each]
+        self.shadows = [ema.shadow(p) for p in self.parameters]
+        self.momenta = [torch.zeros_like(p) for p in self.parameters] if config.momentum else []
+        for p, velocity in zip(self.parameters, self.momenta, strict=False):
+            self.state[p]["momentum_buffer"] = velocity
+        self.numbers: dict[str, Any] = {
+            "scales": [group["scale"] for _, group in each],
+            "weight_decays": [group["weight_decay"] for _, group in each],
+            "momentum": config.momentum,
+            "nesterov": config.nesterov and config.momentum > 0,
+            "ema_decay": ema.decay,
+            "shrink": config.lr * config.shrink,
+        }
+        self.lr = torch.full((), config.lr, dtype=torch.float64, device=self.parameters[0].device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Consumes nothing: gradients stay as they are."""
+        gradients = [p.grad for p in self.parameters]
+        numbers = {
+            **self.numbers,
+            "gradient_scale": getattr(self, "grad_scale", None),
+            "found_inf": getattr(self, "found_inf", None),
+        }
+        sgd_ema_(self.parameters, gradients, self.momenta, self.shadows, self.lr, **numbers)
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Parameters by layer and by weight decay; a group's `scale` is its share of the learning rate.
 
     Raises:
         ConfigError: layer_decay for a network whose layers have no order.
@@ -65,20 +111,28 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
     for name, parameter in model.named_parameters():
         decays = config.decay_all or (parameter.ndim > 1 and name not in spared)
         groups.setdefault((scales(name), decays), []).append(parameter)
-    settings = [
+    return [
         {"params": parameters, "scale": scale, "weight_decay": config.weight_decay if decays else 0.0}
         for (scale, decays), parameters in groups.items()
     ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, ema: EMA) -> torch.optim.Optimizer:
+    """The optimizer of a network and of its average; SGD moves the average itself.
+
+    Raises:
+        ConfigError: as parameter_groups.
+    """
+    groups = parameter_groups(model, config)
     if config.name == "sgd":
-        nesterov = config.nesterov and config.momentum > 0
-        return torch.optim.SGD(settings, lr=config.lr, momentum=config.momentum, nesterov=nesterov, foreach=True)
+        return SGD(groups, config, ema)
     cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
     device = next(model.parameters()).device
     if device.type != "cuda":
-        return cls(settings, lr=config.lr, foreach=True)
-    for group in settings:  # a CUDA graph reads it from the device
+        return cls(groups, lr=config.lr, foreach=True)
+    for group in groups:  # a CUDA graph reads it from the device
         group["lr"] = torch.full((), config.lr, dtype=torch.float32, device=device)
-    return cls(settings, lr=config.lr, fused=True, capturable=True)
+    return cls(groups, lr=config.lr, fused=True, capturable=True)
 
 
 def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
@@ -97,6 +151,10 @@ def _layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of every group its share; numbers on the device are overwritten there."""
+    if isinstance(optimizer, SGD):
+        optimizer.lr.fill_(lr)
+        return
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(lr * group["scale"])

@@ -48,7 +48,7 @@ class TrainState:
     ) -> None:
         self.model, self.method, self.optim, self.steps, self.seed = model, method, optim, steps, seed
         self.ema = EMA(model, optim.ema_decay)
-        self.optimizer = build_optimizer(model, optim)
+        self.optimizer = build_optimizer(model, optim, self.ema)
         self.scaler = loss_scaler(next(model.parameters()).device, scale_loss)
         self.step, self.position, self.seconds = 0, 0.0, 0.0
 
@@ -114,7 +114,11 @@ class TrainState:
             if kind in MODULES or kind == "scaler":
                 continue
             parameter = parameters[name]
-            # A parameter's moments lie as it does; Adam's step count is one number on the host.
+            mine = self.optimizer.state[parameter].get(kind)
+            if mine is not None and mine.shape == moment.shape:
+                mine.copy_(moment)
+                continue
+            # A parameter's moments lie as it does; Adam's step count is one number.
             kept = (
                 torch.empty_like(parameter).copy_(moment)
                 if moment.shape == parameter.shape

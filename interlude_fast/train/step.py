@@ -15,7 +15,7 @@ from interlude_fast.data.pipelines import Pipeline
 from interlude_fast.methods import Losses
 
 from .device import autocast
-from .optim import learning_rate_factor, set_learning_rate
+from .optim import SGD, learning_rate_factor, set_learning_rate
 from .state import TrainState
 
 LossFunction = Callable[[nn.Module, Batch, nn.Module], Losses]  # as Method.forward
@@ -56,6 +56,9 @@ def apply_gradients(state: TrainState) -> None:
     lowers the loss scale."""
     state.scaler.step(state.optimizer)
     state.scaler.update()
+    if isinstance(state.optimizer, SGD):  # which has moved the averages, and shrunk the weights
+        state.ema.update_buffers()
+        return
     state.ema.update()
     if state.optim.shrink:
         with torch.no_grad():

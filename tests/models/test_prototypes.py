@@ -9,7 +9,7 @@ from interlude_fast.config import OptimConfig
 from interlude_fast.models import EmbeddingFusion, Shape, WideResNet
 from interlude_fast.models.prototypes import PrototypeNetwork
 from interlude_fast.models.wideresnet import WideResNetOptions
-from interlude_fast.train.optim import build_optimizer
+from interlude_fast.train.optim import parameter_groups
 from tests.methods.golden import close, golden
 
 
@@ -57,8 +57,8 @@ def test_the_backbone_keeps_fusion_and_layers_and_loses_its_classifier(network: 
     assert network.fusion is network.backbone.fusion
     assert isinstance(network.backbone.fc, nn.Identity)
     names = {p: n for n, p in network.named_parameters()}
-    optimizer = build_optimizer(network, OptimConfig(layer_decay=0.5))
-    scales = {names[p]: g["scale"] for g in optimizer.param_groups for p in g["params"]}
+    groups = parameter_groups(network, OptimConfig(layer_decay=0.5))
+    scales = {names[p]: g["scale"] for g in groups for p in g["params"]}
     assert scales["prototypes"] == scales["head.0.weight"] == 1
     assert scales["backbone.bn1.weight"] == 0.5
     assert scales["backbone.conv1.weight"] == 0.5**5

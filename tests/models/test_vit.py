@@ -8,7 +8,7 @@ import torch
 from interlude_fast.config import OptimConfig
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
-from interlude_fast.train.optim import build_optimizer
+from interlude_fast.train.optim import parameter_groups
 
 pytest.importorskip("timm")
 
@@ -32,8 +32,8 @@ def test_layers_are_stem_blocks_and_head_with_the_norm_in_the_last_block() -> No
 def test_learning_rates_and_decay_as_usb_sets_them() -> None:
     net = network()
     names = {p: n for n, p in net.named_parameters()}
-    optimizer = build_optimizer(net, OptimConfig(name="adamw", layer_decay=0.5))
-    groups = {names[p]: g for g in optimizer.param_groups for p in g["params"]}
+    groups = parameter_groups(net, OptimConfig(name="adamw", layer_decay=0.5))
+    groups = {names[p]: g for g in groups for p in g["params"]}
     assert groups["net.head.weight"]["scale"] == 1
     assert groups["net.norm.weight"]["scale"] == groups["net.blocks.11.mlp.fc1.weight"]["scale"] == 0.5
     assert groups["net.blocks.1.attn.qkv.weight"]["scale"] == 0.5**11

@@ -16,7 +16,7 @@ from interlude_fast.models import Shape
 from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.train.build import build_network
 from interlude_fast.train.loop import prepare
-from interlude_fast.train.optim import build_optimizer, learning_rate_factor
+from interlude_fast.train.optim import learning_rate_factor, parameter_groups
 from interlude_fast.train.step import step_seed
 from tests.helpers import small_config
 
@@ -37,20 +37,20 @@ def test_weights_follow_the_seed_and_leave_the_global_generator_alone() -> None:
 def test_layer_decay_scales_the_learning_rate_from_the_head_down() -> None:
     net = network()
     names = {p: n for n, p in net.named_parameters()}
-    optimizer = build_optimizer(net, OptimConfig(layer_decay=0.5))
-    scales = {names[p]: g["scale"] for g in optimizer.param_groups for p in g["params"]}
+    groups = parameter_groups(net, OptimConfig(layer_decay=0.5))
+    scales = {names[p]: g["scale"] for g in groups for p in g["params"]}
     assert scales["fc.weight"] == scales["bn1.bias"] == 1
     assert scales["block3.layer.0.conv1.weight"] == 0.5
     assert scales["conv1.weight"] == 0.5**4
     with pytest.raises(ConfigError, match="no known order"):
-        build_optimizer(nn.Linear(2, 2), OptimConfig(layer_decay=0.5))
+        parameter_groups(nn.Linear(2, 2), OptimConfig(layer_decay=0.5))
 
 
 @pytest.mark.parametrize("decay_all", [False, True])
 def test_vectors_do_not_decay_unless_asked(decay_all: bool) -> None:
     net = network()
-    optimizer = build_optimizer(net, OptimConfig(decay_all=decay_all))
-    decayed = {p for g in optimizer.param_groups for p in g["params"] if g["weight_decay"]}
+    groups = parameter_groups(net, OptimConfig(decay_all=decay_all))
+    decayed = {p for g in groups for p in g["params"] if g["weight_decay"]}
     assert all((p in decayed) == (decay_all or p.ndim > 1) for p in net.parameters())
 
 

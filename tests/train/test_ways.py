@@ -1,0 +1,178 @@
+"""Eager, compiled and captured steps are one step; which of them is chosen, and what happens where one fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from interlude_fast.config import TrainConfig
+from interlude_fast.errors import ConfigError
+from interlude_fast.methods import METHODS, method_class
+from interlude_fast.train.captured import StaticStep
+from interlude_fast.train.compiled import compiled_losses
+from interlude_fast.train.loop import Run, prepare
+from interlude_fast.train.step import EagerStep
+from interlude_fast.train.ways import Choice, Step, Stepper, Way, choose
+from tests.helpers import small_config
+
+CALM = {"lr": 0.003}  # at the preset's 0.1 rounding grows a thousandfold in 30 steps
+
+
+def made(method: str = "interlude", **over: Any) -> Run:
+    return prepare(small_config(method={"name": method}, optim=CALM, **over))
+
+
+def losses_of(step: Step, steps: int) -> torch.Tensor:
+    rows = []
+    for _ in range(steps):
+        losses = step()
+        rows.append(torch.stack([losses.total.detach(), *losses.metrics.values()]).float())
+    return torch.stack(rows)
+
+
+def assert_same_state(a: Run, b: Run) -> None:
+    mine, theirs = a.state.state_dict(), b.state.state_dict()
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    assert (a.state.step, a.state.position) == (b.state.step, b.state.position)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_on_fixed_memory_is_the_eager_one_to_the_bit(method: str) -> None:
+    """What a CUDA graph records: the step number, the rate and the seed come from memory alone."""
+    steps = 30 if method == "interlude" else 4
+    a, b = made(method), made(method)
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), steps)
+    static = losses_of(StaticStep(b.state, b.pipeline, b.precision), steps)
+    assert torch.equal(eager, static)
+    assert_same_state(a, b)
+
+
+def test_batches_that_come_from_outside_are_copied_to_where_they_are_read() -> None:
+    a, b = made(), made(data={"pipeline": "host"})
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), 5)
+    static = StaticStep(b.state, b.pipeline, b.precision)
+    assert torch.equal(eager[:2], losses_of(static, 2))
+    place = static.batch.images.data_ptr()
+    assert torch.equal(eager[2:], losses_of(static, 3))
+    assert static.batch.images.data_ptr() == place
+    b.pipeline.close()
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if not method_class(name).cannot_compile])
+def test_the_forward_of_a_method_is_one_graph(method: str) -> None:
+    """fullgraph: a break raises. Without a code generator the numbers are the eager ones."""
+    a, b = made(method), made(method)
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), 2)
+    traced = losses_of(EagerStep(b.state, b.pipeline, b.precision, compiled_losses(b.state, "aot_eager")), 2)
+    torch.testing.assert_close(traced, eager, rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_runs_drift_no_further_than_eager_ones() -> None:
+    """30 steps; plain float32 against float64 is the measure."""
+    runs = [made(train={"steps": 30}) for _ in range(3)]
+    exact = runs[2]
+    exact.state.model.double(), exact.state.ema.model.double()
+    exact = rebuilt(exact)
+    eager = losses_of(EagerStep(runs[0].state, runs[0].pipeline, "fp32"), 30)
+    compiled = losses_of(EagerStep(runs[1].state, runs[1].pipeline, "fp32", compiled_losses(runs[1].state)), 30)
+    true = losses_of(exact, 30)
+    assert (compiled - true).abs().max() <= 10 * (eager - true).abs().max() + 1e-5
+    weights, theirs = (torch.cat([p.flatten() for p in run.state.ema.model.parameters()]) for run in runs[:2])
+    torch.testing.assert_close(weights, theirs, rtol=1e-4, atol=1e-5)
+
+
+def rebuilt(run: Run) -> Step:
+    """The run's steps in float64."""
+    import dataclasses
+
+    from interlude_fast.train.state import TrainState
+    from interlude_fast.train.step import train_step
+
+    state = TrainState(run.state.model, run.state.method, run.config.optim, run.state.steps)
+
+    class Exact:
+        waited = 0.0
+
+        def __call__(self) -> Any:
+            batch = run.pipeline.batch(state.step)
+            return train_step(state, dataclasses.replace(batch, images=batch.images.double()))
+
+    return Exact()
+
+
+class Failing:
+    waited = 0.0
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+
+    def __call__(self) -> Any:
+        EagerStep(self.run.state, self.run.pipeline, "fp32")()  # it fails at the very end
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+
+@pytest.mark.parametrize("optim", [CALM, {"name": "adam", "lr": 0.001}], ids=["sgd", "adam"])
+def test_a_way_that_fails_leaves_no_trace_and_one_line(optim: dict) -> None:
+    a, b = (prepare(small_config(optim=optim)) for _ in range(2))
+    ways = (Way(True, True), Way(False, True), Way(False, False))
+
+    def build(way: Way) -> Step:
+        return Failing(b) if way.captured else EagerStep(b.state, b.pipeline, "fp32")
+
+    stepper, lines = Stepper(b.state, Choice(ways, "the default"), build), []
+    stepper.tell = lines.append
+    losses = losses_of(stepper, 3)
+    assert torch.equal(losses, losses_of(EagerStep(a.state, a.pipeline, "fp32"), 3))
+    assert_same_state(a, b)
+    assert stepper.choice == "eager (captured failed)"
+    assert lines == [
+        f"{way} steps do not work here (operation not permitted when stream is capturing); going on {then}"
+        for way, then in (("compiled and captured", "captured"), ("captured", "eager"))
+    ]
+
+
+def test_an_error_of_the_last_way_is_raised() -> None:
+    run = made()
+    stepper = Stepper(run.state, Choice((Way(False, False),), ""), lambda way: Failing(run))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        stepper()
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "first"),
+    [
+        ({}, "cpu", "eager"),
+        ({"compile": True}, "cpu", "compiled"),
+        ({"capture": False, "compile": False}, "cuda", "eager"),
+        ({"compile": False}, "cuda", "captured"),
+        ({"compile": True}, "cuda", "compiled and captured"),
+        ({"steps": 100}, "cuda", "captured"),
+        ({"budget": "1m"}, "cuda", "captured"),
+    ],
+)
+def test_the_way_that_is_chosen(settings: dict, device: str, first: str) -> None:
+    choice = choose(TrainConfig(**settings), device)
+    assert str(choice.ways[0]) == first
+    assert choice.ways[-1] == Way(False, False)
+    assert choice.why
+
+
+@pytest.mark.parametrize(
+    ("settings", "cannot", "alone", "line"),
+    [
+        ({"capture": True}, "", True, "train.capture: a CUDA graph wants a GPU"),
+        ({"compile": True}, "its forward is odd", True, "train.compile: its forward is odd; use --no-compile"),
+    ],
+)
+def test_ways_that_there_are_not_are_refused(settings: dict, cannot: str, alone: bool, line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        choose(TrainConfig(**settings), "cpu", cannot, alone)
+
+
+def test_ranks_are_not_captured() -> None:
+    assert not any(way.captured for way in choose(TrainConfig(), "cuda", alone=False).ways)
+    with pytest.raises(ConfigError, match="several ranks"):
+        choose(TrainConfig(capture=True), "cuda", alone=False)

@@ -25,6 +25,9 @@ OVERRIDES = {
     "steps": "train.steps",
     "device": "train.device",
     "precision": "train.precision",
+    "compile": "train.compile",
+    "capture": "train.capture",
+    "budget": "train.budget",
 }
 
 PATH = click.Path(path_type=Path)
@@ -51,7 +54,10 @@ SHARED = [
     click.option("--pipeline", help="auto, resident, host, dali or torchvision."),
     click.option("--steps", type=int, help="Training steps."),
     click.option("--device", help="auto, cpu, cuda or cuda:<i>."),
-    click.option("--precision", help="auto, fp32 or bf16."),
+    click.option("--precision", help="auto, fp32, tf32, bf16 or fp16."),
+    click.option("--compile/--no-compile", default=None, help="torch.compile; default: where it is faster."),
+    click.option("--capture/--no-capture", default=None, help="The step as one CUDA graph; default: on GPUs."),
+    click.option("--budget", help="Wall time, e.g. 30m: the schedule is scaled to end in it."),
     *SETTINGS,
 ]
 

@@ -303,6 +303,12 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
             pace.paused(time.perf_counter() - began)
         if stop or (last and interrupt.asked):
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
+    spans = 1 / (1 - run.config.optim.ema_decay)
+    if state.step < spans:
+        recorder.noted(
+            f"the EMA network averages over about {spans:,.0f} steps and this run had {state.step:,}: it still holds "
+            "its initial weights; look at the raw network, or lower optim.ema_decay"
+        )
     return run.evaluate() if scores is None else scores
 
 

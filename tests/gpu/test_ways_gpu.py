@@ -1,0 +1,146 @@
+"""What only a GPU can show of the ways to run a step: CUDA graphs, alone and with compiled kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from interlude_fast.methods import METHODS, Losses
+from interlude_fast.train.captured import CapturedStep
+from interlude_fast.train.compiled import compiled_losses
+from interlude_fast.train.loop import Run, prepare, train
+from interlude_fast.train.step import EagerStep
+from tests.helpers import small_config
+from tests.train.test_ways import CALM, losses_of
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def made(method: str = "interlude", **over: Any) -> Run:
+    settings = {"method": {"name": method}, "optim": CALM, **over}
+    return prepare(
+        small_config(**settings, train={"device": "cuda", "precision": "fp32", **over.get("train", {})})
+    )
+
+
+def weights(run: Run) -> torch.Tensor:
+    networks = (run.state.model, run.state.ema.model)
+    return torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """From `set_sync_debug_mode` on, whatever waits for the device raises."""
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_captured_steps_are_the_eager_ones(method: str) -> None:
+    """The same kernels on the same numbers, draws included; libraries may still choose other algorithms."""
+    a, b, again = made(method), made(method), made(method)
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), 30)
+    captured = losses_of(CapturedStep(b.state, b.pipeline, b.precision), 30)
+    second = losses_of(EagerStep(again.state, again.pipeline, again.precision), 30)
+    off = (second - eager).abs().max()  # what atomic additions alone do
+    assert (captured - eager).abs().max() <= 10 * off + 1e-4
+    torch.testing.assert_close(weights(b), weights(a), rtol=1e-3, atol=1e-4)
+    assert (b.state.step, b.state.position) == (30, 30)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"train": {"precision": "bf16"}},
+        {"train": {"precision": "fp16"}},
+        {"train": {"precision": "tf32"}},
+        {"data": {"pipeline": "host"}},
+        {"optim": {"name": "adam", "lr": 0.001}},
+        {"optim": {"name": "adamw", "lr": 0.001, "warmup": 2}},
+    ],
+    ids=str,
+)
+def test_captured_steps_in_other_settings(over: dict) -> None:
+    a, b = made(**over), made(**over)
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), 10)
+    captured = losses_of(CapturedStep(b.state, b.pipeline, b.precision), 10)
+    torch.testing.assert_close(captured[:, 0], eager[:, 0], rtol=0.03, atol=0.03)
+    for run in (a, b):
+        run.pipeline.close()
+
+
+def test_compiled_and_captured_steps() -> None:
+    a, b = made(), made()
+    eager = losses_of(EagerStep(a.state, a.pipeline, a.precision), 30)
+    step = CapturedStep(b.state, b.pipeline, b.precision, compiled_losses(b.state))
+    torch.testing.assert_close(losses_of(step, 30), eager, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("pipeline", ["resident", "host"])
+def test_replays_never_wait_for_the_device(pipeline: str) -> None:
+    run = made(data={"pipeline": pipeline})
+    step = CapturedStep(run.state, run.pipeline, run.precision)
+    for k in range(8):
+        if k == 3:
+            torch.cuda.set_sync_debug_mode("error")
+        losses = step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(losses.total)
+    run.pipeline.close()
+
+
+class Quiet:
+    lines: list[str]
+
+    def __init__(self) -> None:
+        self.lines = []
+
+    def stepped(self, step: int) -> None: ...
+
+    def logged(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def evaluated(self, step: int, scores: dict) -> None: ...
+
+    def noted(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_a_run_is_captured_by_default_and_evaluates_on_the_way() -> None:
+    runs = [made(train={"steps": 12, "eval_every": 4, "capture": capture}) for capture in (None, False)]
+    scores = [train(run, Quiet()) for run in runs]
+    assert runs[0].stepper.choice.startswith("captured")
+    assert abs(scores[0]["raw"].accuracy - scores[1]["raw"].accuracy) < 0.05
+
+
+def test_a_capture_that_fails_goes_on_eager_with_one_line() -> None:
+    run, other = made(train={"steps": 6}), made(train={"steps": 6, "capture": False})
+    real, recorder = run.state.method.loss, Quiet()
+
+    def waiting(logits: torch.Tensor, batch: Any) -> Losses:
+        losses = real(logits, batch)
+        losses.total.item()
+        return losses
+
+    run.state.method.loss = waiting
+    train(run, recorder)
+    train(other, Quiet())
+    assert len(recorder.lines) == 1
+    assert "going on eager" in recorder.lines[0]
+    assert run.stepper.choice == "eager (captured failed)"
+    torch.testing.assert_close(weights(run), weights(other), rtol=1e-3, atol=1e-4)
+
+
+def test_memory_is_flat_over_replays() -> None:
+    run = made()
+    step = CapturedStep(run.state, run.pipeline, run.precision)
+    for k in range(200):
+        step()
+        if k == 20:
+            torch.cuda.synchronize()
+            before = torch.cuda.memory_allocated()
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before

@@ -304,10 +304,10 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         if stop or (last and interrupt.asked):
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
     spans = 1 / (1 - run.config.optim.ema_decay)
-    if state.step < spans:
+    if run.config.train.budget and state.step < spans:
         recorder.noted(
-            f"the EMA network averages over about {spans:,.0f} steps and this run had {state.step:,}: it still holds "
-            "its initial weights; look at the raw network, or lower optim.ema_decay"
+            f"the EMA network averages over about {spans:,.0f} steps and this run had {state.step:,}: it "
+            "still holds its initial weights; look at the raw network, or lower optim.ema_decay"
         )
     return run.evaluate() if scores is None else scores
 

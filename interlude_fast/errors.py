@@ -27,6 +27,10 @@ class NonFiniteLossError(InterludeError, ArithmeticError):
     """The loss became NaN or infinite."""
 
 
+class MemoryExhausted(InterludeError):
+    """A run that needs more memory than its device has."""
+
+
 class RunError(InterludeError):
     """Runs out of several that came to nothing."""
 

@@ -17,6 +17,7 @@ from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.evaluate import Scores
 from interlude_fast.train.checkpoint import load_checkpoint, save_tensors
+from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare, resolve, train, what_counts
 from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
 
@@ -86,13 +87,13 @@ def train_run(
                 f"{folder.checkpoint} does not exist: the run stopped before its first checkpoint; "
                 "start it anew in another --run-dir"
             )
-        run = prepare(config, RichProgress(screen), folder.split)
+        run = _prepared(config, screen, folder.split)
         load_checkpoint(folder.checkpoint, run.state, run.identity(), run.selection)
         step = run.state.step
         folder.rewind_metrics(step)
     else:
         RunDirectory.refuse_existing(directory)
-        run, step = prepare(config, RichProgress(screen)), 0
+        run, step = _prepared(config, screen), 0
         folder = RunDirectory.create(directory or default_directory(config, len(run.split.labeled)))
         write_passport(folder, run)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
@@ -104,7 +105,8 @@ def train_run(
     if screen.is_terminal:
         screen.print(chosen, markup=False, highlight=False, soft_wrap=True)
     try:
-        with ProgressRecorder(screen, title, run.config.train.steps) as progress:
+        show = ProgressRecorder(screen, title, run.config.train.steps)
+        with explained(run.config, (run.source, run.split), folder.checkpoint), show as progress:
             scores = train(run, Several(files, progress), folder.checkpoint)
     except (Exception, KeyboardInterrupt) as error:
         files.log.info("stopped: %s", str(error) or "interrupted")
@@ -118,6 +120,13 @@ def train_run(
     if step < run.state.step or not folder.result.exists():
         folder.write("result.json", _as_json(result, run))
     return result  # where it had finished before, its own result.json stands
+
+
+def _prepared(config: Config, screen: Console, split_file: Path | None = None) -> Run:
+    with explained(config):
+        run = prepare(config, RichProgress(screen), split_file)
+    refuse_too_large(run.config, run.source, run.split)
+    return run
 
 
 def _keep_weights(folder: RunDirectory, run: Run) -> None:

@@ -88,8 +88,10 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
 
 
-def parse_seeds(context: click.Context, option: click.Parameter, text: str) -> list[int]:
-    """`"0-4,7"` -> [0, 1, 2, 3, 4, 7]"""
+def parse_seeds(context: click.Context, option: click.Parameter, text: str | None) -> list[int] | None:
+    """`"0-4,7"` -> [0, 1, 2, 3, 4, 7]; None stays None."""
+    if text is None:
+        return None
     seeds: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from .main import one_line_errors
-from .settings import overrides, shared_options
+from interlude_fast.errors import ConfigError
+
+from .main import complain, one_line_errors
+from .settings import overrides, parse_seeds, shared_options
 
 
 @click.command("train")
 @shared_options
 @click.option("--method", help="Method: interlude (default), supervised, fixmatch and others.")
 @click.option("--seed", type=int, help="Labels, weights, batches and views all follow from it.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run; it must not exist yet.")
+@click.option("--seeds", callback=parse_seeds, help="Several runs, e.g. 0-4 or 0,3, and one table.")
+@click.option("--jobs", type=click.IntRange(min=1), help="With --seeds: runs at a time; default: by the device.")
+@click.option(
+    "--run-dir", type=click.Path(path_type=Path), help="Folder of the run, new; with --seeds, of the runs."
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, exactly.")
 @one_line_errors
 def command(
-    config_file: Path | None, assignments: tuple[str, ...], run_dir: Path | None, resume: bool, **flags: Any
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    seeds: list[int] | None,
+    jobs: int | None,
+    run_dir: Path | None,
+    resume: bool,
+    **flags: Any,
 ) -> None:
     """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
     from interlude_fast.config import load
@@ -30,8 +43,38 @@ def command(
 
     console = Console(stderr=True)
     asked = overrides(assignments, **flags)
+    if seeds is not None:
+        several_seeds(seeds, asked, config_file, run_dir, jobs, resume)
+        return
+    if jobs is not None:
+        raise ConfigError("--jobs says how many runs are done at a time: it wants --seeds, such as 0-4")
     config = resume_config(run_dir, config_file, asked) if resume else load(config_file, asked)
     result = train_run(config, run_dir, resume=resume, console=console)
     for line in result_lines(result):
         click.echo(line)
     click.echo(f"{result.seconds:.0f} s, everything in {result.directory}")
+
+
+def several_seeds(
+    seeds: list[int],
+    asked: list[dict[str, Any]],
+    file: Path | None,
+    folder: Path | None,
+    jobs: int | None,
+    resume: bool,
+) -> None:
+    """Trains what is missing and prints the table; exit code 2 where a run failed, 130 after an interrupt."""
+    from interlude_fast.report.seeds import default_folder, seed_configs, train_seeds
+
+    if resume and folder is None:
+        raise ConfigError("--resume wants the folder of the runs to go on with: --run-dir DIR --resume")
+    configs = seed_configs(seeds, asked, file, folder if resume else None)
+    out = folder or default_folder(configs[seeds[0]])
+    try:
+        found = train_seeds(configs, out, processes=jobs, console=Console(stderr=True))
+    except KeyboardInterrupt:
+        complain("interrupted; the same command goes on")
+        sys.exit(130)
+    Console().print(found.table())
+    click.echo(f"runs and seeds.json in {out}")
+    found.raise_failures()

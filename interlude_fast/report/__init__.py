@@ -6,15 +6,19 @@ from .ablate import Ablation, ablate
 from .compare import Comparison, compare
 from .evaluation import Evaluated, evaluate_in_full
 from .run import RunResult, evaluate_run, train_run
+from .seeds import Seeds, seed_configs, train_seeds
 
 __all__ = [
     "Ablation",
     "Comparison",
     "Evaluated",
     "RunResult",
+    "Seeds",
     "ablate",
     "compare",
     "evaluate_in_full",
     "evaluate_run",
+    "seed_configs",
     "train_run",
+    "train_seeds",
 ]

@@ -5,28 +5,25 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import filelock
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from interlude_fast.errors import CheckpointError, ConfigError, InterludeError, RunError
+from interlude_fast.errors import ConfigError
 from interlude_fast.train.checkpoint import write_atomically
 
 from .figures import NETWORKS, score_name, show_errors, summary
 from .grid import Axis, Cell, make_cells, short_names, show
-from .jobs import Failure, Job, describe, evaluated_on, standing, tell
+from .jobs import Failure, Job
 from .passport import command_line, passport
-from .run import RunResult, read_result
-from .worker import run_jobs
+from .run import RunResult
+from .several import alone_in, common_part, finish, finished, raise_failures
 
 FILES = ("ablation.json", "table.csv", "table.md")
 
@@ -145,15 +142,7 @@ class Ablation:
 
     def raise_failures(self) -> None:
         """Raises what went wrong: our own mistakes as they are, else one RunError that names every run."""
-        for failure in self.failures.values():
-            if not isinstance(failure.error, InterludeError):
-                failure.throw()
-        if self.failures:
-            name, failure = next(iter(self.failures.items()))
-            raise RunError(
-                f"{len(self.failures)} of {len(self.cells) * len(self.seeds)} runs failed: "
-                f"{', '.join(self.failures)}; {name}: {failure.line}; the same command tries them again"
-            )
+        raise_failures(self.failures, len(self.cells) * len(self.seeds))
 
 
 def _value(cell: Cell, key: str) -> str:
@@ -192,60 +181,9 @@ def ablate(
         raise ConfigError("nothing varies: name an axis, --grid KEY=VALUE,VALUE,... or --methods a,b")
     cells = make_cells(axes, seeds, overrides, file=file, each=each)
     jobs = [Job(name := run_name(cell, seed), cell.configs[seed], out / name) for seed in seeds for cell in cells]
-    with _alone_in(out):
-        done = {
-            job.name: read_result(job.directory) for job in jobs if job.directory and standing(job) == "finished"
-        }
-        left = [job for job in jobs if job.name not in done]
-        ablation = Ablation(axes, seeds, cells, _common_part(left, done, console), done)
+    with alone_in(out, FILES):
+        done = finished(jobs)
+        ablation = Ablation(axes, seeds, cells, common_part(jobs, done, console), done)
         ablation.save(out)
-        screen = console or Console(quiet=True)
-        if done:
-            tell(screen, f"{len(done)} of {len(jobs)} runs are done already")
-        with closing(run_jobs(left, processes, console)) as outcomes:
-            for number, (job, outcome) in enumerate(outcomes, len(done) + 1):
-                tell(screen, describe(job, outcome, number, len(jobs)))
-                if isinstance(outcome, Failure):
-                    ablation.failures[job.name] = outcome
-                else:
-                    ablation.results[job.name] = outcome
-                ablation.save(out)
+        finish(jobs, ablation.results, ablation.failures, lambda: ablation.save(out), processes, console)
     return ablation
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """While it lasts, no other call works in this folder.
-
-    Raises:
-        ConfigError: one does, or the folder holds other tables. CheckpointError: it cannot be made.
-    """
-    others = [name for name in FILES[1:] if (out / name).exists() and not (out / FILES[0]).exists()]
-    if others:
-        raise ConfigError(f"{out} holds a {others[0]} that is not an ablation's; choose another folder")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(out / ".lock", timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise ConfigError(f"another call is at work in {out}") from None
-    except OSError as error:
-        raise CheckpointError(f"folder {out} cannot be used: {error.strerror or error}") from None
-    with lock:
-        yield
-
-
-def _common_part(left: list[Job], done: dict[str, RunResult], console: Console | None) -> str:
-    """ "test" where every run has test images, else "validation".
-
-    Raises:
-        ConfigError: neither is there for all.
-    """
-    parts = evaluated_on(left, console)
-    for name, result in done.items():
-        parts[name] = {part for part in ("test", "validation") if score_name(part, "ema") in result.scores}
-    for part in ("test", "validation"):
-        if all(part in found for found in parts.values()):
-            return part
-    name = next(name for name, found in parts.items() if "test" not in found)
-    raise ConfigError(f"{name} has no test images; --set data.split.test=0.2, or data.split.validation for all")

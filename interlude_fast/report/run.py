@@ -26,6 +26,7 @@ from .passport import passport
 from .recorders import FileRecorder, ProgressRecorder, Several
 from .run_directory import RunDirectory, load_weights
 
+LAST = "last"
 DEFAULT_FOLDER = Path("runs")
 NOT_FAIR = "selected on the test set: not a fair figure, printed because the published tables are such"
 
@@ -115,7 +116,7 @@ def train_run(
         files.close()
     _keep_weights(folder, run)
     last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
-    evaluations = {"last": last, **run.selection.best}
+    evaluations = {LAST: last, **run.selection.best}
     result = RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
     if step < run.state.step or not folder.result.exists():
         folder.write("result.json", _as_json(result, run))
@@ -168,8 +169,14 @@ def read_result(directory: Path) -> RunResult:
             for name, entry in values.items()
             if isinstance(entry, dict) and "error" in entry
         }
-        return RunResult(directory, scores, float(values["seconds"]))
-    except (KeyError, TypeError, ValueError):
+        evaluations = {
+            kind: {name: Evaluation.from_dict(entry) for name, entry in values[kind].items()}
+            for kind in (LAST, BY_VALIDATION, BY_TEST)
+            if kind in values
+        }
+        by = values.get("selection", {}).get("by", RunResult.selected_by)
+        return RunResult(directory, scores, float(values["seconds"]), evaluations, by)
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise CheckpointError(f"{folder.result} is damaged: it does not hold what a run writes") from None
 
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
+from interlude_fast.config import Config
 from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.errors import ConfigError, RunError
@@ -46,6 +48,13 @@ def run_jobs(
     yield from run_in_processes(jobs, processes, threads)
 
 
+def with_share(config: Config, processes: int) -> Config:
+    """A configuration whose workers are the share of one run of several at a time; none stay none."""
+    workers = cores() if config.data.workers is None else config.data.workers
+    share = max(1, workers // processes) if workers else 0
+    return config.model_copy(update={"data": config.data.model_copy(update={"workers": share})})
+
+
 def run_in_processes(jobs: Sequence[Job], count: int, threads: int) -> Generator[tuple[Job, Outcome], None, None]:
     """Jobs with what became of them, as they end, `count` at a time with `threads` torch threads each. Closed or
     interrupted, it lets the runs under way stop after a checkpoint; a second interrupt ends them at once.
@@ -61,7 +70,7 @@ def run_in_processes(jobs: Sequence[Job], count: int, threads: int) -> Generator
         with selectors.DefaultSelector() as ready:
             while waiting or running:
                 while waiting and len(running) < count:
-                    process = _begin(waiting[0], threads)
+                    process = _begin(waiting[0], threads, count)
                     running[process] = waiting.pop(0)
                     assert process.stdout is not None
                     ready.register(process.stdout, selectors.EVENT_READ, process)
@@ -73,13 +82,14 @@ def run_in_processes(jobs: Sequence[Job], count: int, threads: int) -> Generator
         _stop(list(running))
 
 
-def _begin(job: Job, threads: int) -> Process:
+def _begin(job: Job, threads: int, count: int) -> Process:
     try:
         process = start_process(__name__, threads)
     except OSError as error:
         raise RunError(f"no process to train {job.name} in: {error.strerror or error}") from None
     name = job.config.method.name
     assert process.stdin is not None
+    job = replace(job, config=with_share(job.config, count))
     with contextlib.suppress(BrokenPipeError):  # it died; _answer says so
         pickle.dump((threads, name, method_class(name), job), process.stdin)
         process.stdin.flush()

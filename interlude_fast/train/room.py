@@ -29,7 +29,8 @@ def room(device: torch.device) -> Room | None:
     address space's, whichever is least. None where the system does not tell."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        return Room(total, free)
+        share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
+        return Room(share, max(0, min(free, share - torch.cuda.memory_reserved(device))))
     found = [*_machine(), *_control_groups(), *_address_space()]
     return Room(min(r.total for r in found), max(0, min(r.free for r in found))) if found else None
 

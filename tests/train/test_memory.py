@@ -67,25 +67,29 @@ print(large.step, peak() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-@pytest.mark.parametrize(("name", "batch"), [("interlude", 384), ("mean_teacher", 384)])
-def test_a_step_takes_what_is_estimated(name: str, batch: int) -> None:
-    done = limited(f"NAME, BATCH = {name!r}, {batch}", PEAK)
+def test_a_step_takes_what_is_estimated() -> None:
+    done = limited("NAME, BATCH = 'interlude', 384", PEAK)
     assert done.returncode == 0, done.stderr
     estimated, measured = map(int, done.stdout.split())
     assert measured > 100 * 2**20  # not noise
-    assert 0.8 < estimated / measured < 1.25
+    assert 0.7 < estimated / measured < 1.3
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_is_traced_and_grows_with_the_batch(name: str) -> None:
-    n = need(method={"name": name})
+def test_every_method_is_traced(name: str) -> None:
+    found = need(method={"name": name}, train={"eval_batch": 1}).estimate(2)
+    assert found is not None
+    assert found.step > 10**5
+
+
+def test_the_state_is_counted_and_the_step_grows_with_the_batch() -> None:
+    n = need()
     small, large = n.estimate(2), n.estimate(64)
     assert small is not None
     assert large is not None
-    assert small.state == large.state > 0
-    assert 8 * small.step < large.step < 64 * small.step
     weights = sum(p.numel() * 4 for p in loop.prepare(n.config).state.model.parameters())
-    assert 3 * weights < small.state < 3.5 * weights + 10**5
+    assert 3 * weights < small.state == large.state < 3.1 * weights  # weights, average, momentum
+    assert 16 * small.step < large.step < 33 * small.step
 
 
 def test_bf16_halves_the_activations() -> None:
@@ -148,13 +152,13 @@ def test_too_little_is_one_line_and_what_would_fit_fits(tmp_path: Path) -> None:
             f"from pathlib import Path; folder = Path({str(tmp_path)!r}) / '{batch}'",
             f"try: train_run({config}, folder)",
             "except Exception as error: print(type(error).__name__, error)",
-            gib=1.5,
+            gib=1.2,
         )
 
-    first = trained(1600)
+    first = trained(1200)
     assert first.stdout.startswith("MemoryExhausted cpu ("), first.stdout + first.stderr
-    assert "train.batch = 1600 and train.mu = 2 make 9,600 rows a step" in first.stdout
-    assert f"the last checkpoint in {tmp_path}/1600/checkpoints/last is intact" in first.stdout
+    assert "train.batch = 1200 and train.mu = 2 make 7,200 rows a step" in first.stdout
+    assert f"the last checkpoint in {tmp_path}/1200/checkpoints/last is intact" in first.stdout
     assert len(first.stdout.splitlines()) == 1
     batch = first.stdout.split("; train.batch = ")[1].split()[0]
     second = trained(int(batch))

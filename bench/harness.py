@@ -3,6 +3,8 @@ outputs checked against the first; medians with spread, one JSON row each with w
 
 from __future__ import annotations
 
+import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -14,11 +16,45 @@ from statistics import median, quantiles
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interlude_fast.report.passport import passport
 from interlude_fast.train.checkpoint import write_atomically
 
 Side = Callable[[int], Any]  # computes on the i-th input
+FLUSHED = 1 << 28  # bytes: more than the last cache of a GPU or of a processor's core complex
+QUICK = (5, 1)  # repeats and warm-up at most under --quick
+_asked = argparse.Namespace(quick=False)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What every script takes; a script may add to it and gives it to `begin`."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--out", type=Path, help="JSON file")
+    made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    made.add_argument("--threads", type=int, help="CPU threads of torch; 1 compares core with core")
+    made.add_argument("--quick", action="store_true", help="small sizes, few repeats: to see that it works")
+    return made
+
+
+def begin(options: argparse.ArgumentParser, arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, with `device` as torch's, after what they ask of torch and of `measure`."""
+    global _asked
+    _asked = options.parse_args(arguments)
+    if _asked.threads:
+        torch.set_num_threads(_asked.threads)
+    _asked.device = torch.device(_asked.device)
+    return _asked
+
+
+@functools.cache
+def _flush_buffer(device: torch.device) -> Tensor:
+    return torch.empty(FLUSHED, dtype=torch.uint8, device=device)
+
+
+def flush_cache(device: torch.device) -> None:
+    """Write more than the caches hold, so that what comes next is read from memory."""
+    _flush_buffer(device).zero_()
 
 
 def _seconds(side: Side, i: int, device: torch.device) -> float:
@@ -48,6 +84,7 @@ def measure(
     before: Callable[[str], None] | None = None,
     after: Callable[[str], None] | None = None,
     not_measured: Mapping[str, str] | None = None,
+    flush: bool = False,
 ) -> dict[str, Any]:
     """One row: seconds of every side (median, 10th and 90th percentile) and how many times the first is faster.
 
@@ -60,8 +97,11 @@ def measure(
         before, after: called with a side's name around each of its timings, not timed themselves (to start what
             works in the background, and to stop it before the others' turn).
         not_measured: sides that are missing in this run, and why.
+        flush: empties the caches before every timing.
     """
     names = list(sides)
+    if _asked.quick:
+        repeats, warmup = min(repeats, QUICK[0]), min(warmup, QUICK[1])
     for other in names[1:]:
         if check:
             check(sides[names[0]](0), sides[other](0))
@@ -70,6 +110,8 @@ def measure(
         for side in names if turn % 2 else reversed(names):
             if before:
                 before(side)
+            if flush:
+                flush_cache(device)
             seconds = _seconds(sides[side], turn % inputs, device) / (calls or {}).get(side, 1)
             if after:
                 after(side)
@@ -100,13 +142,28 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['name']:<44} {sides}", flush=True)
 
 
+def commit() -> str:
+    """Of the tree that is measured; "... dirty" where it has changes beside results, "unknown" without git."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent
+        )
+        return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+    try:
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results")
+        return git("rev-parse", "--short", "HEAD") + (" dirty" if changed not in ("", "unknown") else "")
+    except OSError:
+        return "unknown"
+
+
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """The rows with the machine, versions, commit and command."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     content = {
         "date": date.today().isoformat(),
         "command": "python -m " + " ".join(["bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "commit": commit,
+        "commit": commit(),
         "threads": torch.get_num_threads(),
         "passport": passport(),
         "rows": list(rows),

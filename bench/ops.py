@@ -1,16 +1,14 @@
-"""Every op beside plain torch in the same run: python -m bench.ops [--out FILE] [--device cpu|cuda]."""
+"""Every op beside plain torch in the same run: python -m bench.ops [--device cpu|cuda] [--out FILE] [--quick]."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from bench.harness import measure, show, write
+from bench.harness import begin, measure, parser, quick, show, write
 from bench.views import ViewBatches, equal
 from interlude_fast import ops, reference
 from interlude_fast.data.augment import Policy
@@ -74,7 +72,7 @@ def view_rows(device: torch.device) -> Iterator[dict[str, Any]]:
     """512 images in a weak and a strong view: fused, torch, and Pillow one image at a time on one core."""
     forms: tuple[Literal["fixmatch", "usb"], ...] = ("fixmatch", "usb")
     for form in forms:
-        for side in (32, 96):
+        for side in (32,) if quick() else (32, 96):
             made = ViewBatches(side, Policy(flip=True, form=form), torch.arange(1024) % 2, device, INPUTS)
             sides: dict[str, Callable[[int], Tensor]] = {"fused": made.fused, "torch": made.torch}
             if device.type == "cpu":
@@ -145,17 +143,9 @@ def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads; 1 compares core with core")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    device = torch.device(arguments.device)
-    rows = []
+    arguments, rows = begin(parser(__doc__)), []
     for part in (fusion_rows, loss_rows, optimizer_rows, view_rows):
-        for row in part(device):
+        for row in part(arguments.device):
             show(row)
             rows.append(row)
     if arguments.out:

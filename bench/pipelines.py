@@ -1,4 +1,5 @@
-"""Views per second of every pipeline, in one run: python -m bench.pipelines [--out FILE] [--device cpu|cuda]."""
+"""Views per second of every pipeline, in one run:
+`python -m bench.pipelines [--device cpu|cuda] [--out FILE] [--quick]`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.harness import measure, show, write
+from bench.harness import begin, measure, parser, show, write
 from bench.views import ViewBatches, equal
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
@@ -224,7 +224,7 @@ def on_one_core(kind: str, repeats: int) -> dict[str, Any]:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Callable[[], dict[str, Any]]]:
-    device = torch.device(arguments.device)
+    device = arguments.device
     for kind in ("strong", "weak and strong"):
         yield lambda kind=kind: on_one_core(kind, 4 * arguments.repeats)
     for side in arguments.sides:
@@ -232,17 +232,12 @@ def rows(arguments: argparse.Namespace) -> Iterator[Callable[[], dict[str, Any]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads of torch; worker processes are one a core")
-    parser.add_argument("--sides", type=int, nargs="+", default=[32, 96, 224])
-    parser.add_argument("--skip", nargs="+", default=[], metavar="PIPELINE")
-    parser.add_argument("--repeats", type=int, default=7)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    made = []
+    options = parser(__doc__)
+    options.add_argument("--sides", type=int, nargs="+", help="of the images; default: 32 96 224, --quick: 32")
+    options.add_argument("--skip", nargs="+", default=[], metavar="PIPELINE")
+    options.add_argument("--repeats", type=int, default=7)
+    arguments, made = begin(options), []
+    arguments.sides = arguments.sides or ([32] if arguments.quick else [32, 96, 224])
     for row in rows(arguments):
         load = os.getloadavg()[0]  # before the row: while it runs it is its own
         made.append(row() | {"load_before": round(load, 2)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -55,6 +56,16 @@ def gpus() -> list[str]:
     ]
 
 
+def driver() -> str:
+    """Version of NVIDIA's driver; "none" where there is none to be asked."""
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return "none"
+    return done.stdout.partition("\n")[0].strip() if done.returncode == 0 else "none"
+
+
 def extension_line() -> str:
     """The compiled extension in one line."""
     s = ops.status()
@@ -76,6 +87,7 @@ def passport() -> dict[str, Any]:
         "extension": extension_line(),
         "processor": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
         "gpus": gpus(),
+        "driver": driver() if torch.cuda.is_available() else "none",
         "device": str(device),
         "precision": resolve_precision("auto", device),
     }

@@ -129,12 +129,16 @@ def extension() -> dict:
 
 
 def packages() -> dict:
-    """The package, and configs/ as `interlude_fast.configs` inside it."""
+    """The package, and inside it configs/ as `configs` and bench/recipes/ as `recipes`."""
     folders = [p.relative_to(ROOT) for p in (ROOT / "configs").rglob("*") if p.is_dir()]
     configs = ["interlude_fast.configs", *("interlude_fast." + ".".join(f.parts) for f in folders)]
     return {
-        "packages": [*find_packages(include=["interlude_fast", "interlude_fast.*"]), *configs],
-        "package_dir": {"interlude_fast.configs": "configs"},
+        "packages": [
+            *find_packages(include=["interlude_fast", "interlude_fast.*"]),
+            *configs,
+            "interlude_fast.recipes",
+        ],
+        "package_dir": {"interlude_fast.configs": "configs", "interlude_fast.recipes": "bench/recipes"},
         "package_data": {name: ["*.yaml"] for name in configs},
     }
 

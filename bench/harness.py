@@ -24,7 +24,7 @@ from interlude_fast.train.checkpoint import write_atomically
 Side = Callable[[int], Any]  # computes on the i-th input
 FLUSHED = 1 << 28  # bytes: more than the last cache of a GPU or of a processor's core complex
 QUICK = (5, 1)  # repeats and warm-up at most under --quick
-_asked = argparse.Namespace(quick=False)
+_asked = argparse.Namespace(quick=False, flush=False)
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -34,6 +34,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     made.add_argument("--threads", type=int, help="CPU threads of torch; 1 compares core with core")
     made.add_argument("--quick", action="store_true", help="small sizes, few repeats: to see that it works")
+    made.add_argument("--flush", action="store_true", help="empty the caches before every timing")
     return made
 
 
@@ -45,6 +46,11 @@ def begin(options: argparse.ArgumentParser, arguments: Sequence[str] | None = No
         torch.set_num_threads(_asked.threads)
     _asked.device = torch.device(_asked.device)
     return _asked
+
+
+def quick() -> bool:
+    """Whether --quick was asked for."""
+    return _asked.quick
 
 
 @functools.cache
@@ -97,7 +103,7 @@ def measure(
         before, after: called with a side's name around each of its timings, not timed themselves (to start what
             works in the background, and to stop it before the others' turn).
         not_measured: sides that are missing in this run, and why.
-        flush: empties the caches before every timing.
+        flush: empties the caches before every timing, as --flush does everywhere.
     """
     names = list(sides)
     if _asked.quick:
@@ -110,7 +116,7 @@ def measure(
         for side in names if turn % 2 else reversed(names):
             if before:
                 before(side)
-            if flush:
+            if flush or _asked.flush:
                 flush_cache(device)
             seconds = _seconds(sides[side], turn % inputs, device) / (calls or {}).get(side, 1)
             if after:
@@ -120,7 +126,7 @@ def measure(
     row: dict[str, Any] = {"name": name, "sides": {}}
     ours = median(taken[names[0]])
     for side, seconds in taken.items():
-        spread = quantiles(seconds, n=10)
+        spread = quantiles(seconds, n=10, method="inclusive")
         row["sides"][side] = {
             "median_us": round(median(seconds) * 1e6, 2),
             "p10_us": round(spread[0] * 1e6, 2),

@@ -1,10 +1,9 @@
-"""InterLUDE (ICML 2024) as its users have it, written anew from a description of the released loop, with its habits.
+"""InterLUDE (ICML 2024) as its users have it, written anew from what is known of the released loop, habits too.
 
 Single precision, eager, channels first. Views come one image at a time out of Pillow, in DataLoader workers, and
 every batch is copied to the device when its turn comes. Rows are put in order and taken apart by index lists that
-Python makes at every step. The norm of every gradient is read back by `.item()`, every loss too, the mask of pseudo
-labels is printed, and the EMA is a loop over tensors. The network computes what the released one does, also what
-nobody reads.
+Python makes at every step. The norm of every gradient is read back by `.item()`, every loss too, the mask of
+pseudo labels is printed, and the EMA is a loop over tensors. The network computes what nobody reads, as there.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import io
 import math
 import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -167,7 +167,7 @@ class Nowhere(io.TextIOBase):
 
 
 class Recipe:
-    """Made by `build`. model: the network. ema: its averaged tensors, by name. history: what steps reported."""
+    """Made by `build`. ema: averaged tensors by name. history: what steps reported. waited: a step's seconds without data."""
 
     def __init__(self, views: Views, model: WideResNet, device: torch.device, **how: Any) -> None:
         self.model, self.device, self.log, self.how = model.to(device).train(), device, Nowhere(), how
@@ -244,7 +244,9 @@ class Recipe:
                 self.ema[name].copy_(average)
 
     def step(self) -> Tensor:
+        began = time.perf_counter()
         batch = self.batch()
+        self.waited = time.perf_counter() - began
         loss = self.loss(self.forward(batch), batch[-1])
         self.backward(loss)
         self.update()

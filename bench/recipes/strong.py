@@ -1,9 +1,9 @@
 """InterLUDE as well as plain PyTorch and torchvision do it, without a kernel of one's own.
 
 The images lie on the device as uint8 and are gathered, flipped and cropped there, image by image; RandAugment is
-torchvision's v2 on whole batches, so the images of a step share its draw unless `draws` says otherwise (one draw is
-the fastest, and favours this recipe). bfloat16 where the device computes in it, channels last, torch.compile on GPUs,
-fused SGD, multi-tensor EMA, rows made in their order, and no value is read back from the device.
+torchvision's v2 on whole batches, so the images of a step share its draw unless `draws` says otherwise (one draw
+is the fastest, and favours this recipe). bfloat16 where the device computes in it, channels last, torch.compile on
+GPUs, fused SGD, multi-tensor EMA, rows made in their order, and no value is read back from the device.
 """
 
 from __future__ import annotations

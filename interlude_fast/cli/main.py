@@ -21,6 +21,7 @@ from interlude_fast.errors import InterludeError, Interrupted, nearest
 # command -> module of this package that defines it under the same name; imported when it is called for.
 COMMANDS = {
     "ablate": "ablate",
+    "bench": "bench",
     "compare": "compare",
     "data": "data",
     "doctor": "doctor",

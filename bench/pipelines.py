@@ -10,18 +10,18 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from bench.harness import begin, measure, parser, show, write
 from bench.views import ViewBatches, equal
+from bench.workload import noise
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.decode import cores
 from interlude_fast.data.pipelines import PIPELINES, Pipeline, build_pipeline
-from interlude_fast.data.sources import Source, from_arrays
+from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import InterludeError
 
@@ -31,15 +31,6 @@ EQUAL = ("resident", "host", "torchvision, 0 workers", "torchvision, all cores")
 BLOCK, MOST = 0.25, 20  # seconds that a timing should take at least, and batches that it takes at most
 V2 = "torchvision v2, whole batch"
 V2_NOTE = "v2 draws once a call: all images of the batch share one crop, one RandAugment draw and one square"
-
-
-def noise(side: int) -> Source:
-    """Random images: what the operations cost hardly depends on the picture."""
-    images = np.random.default_rng(0).integers(
-        0, 256, (4096 if side < 224 else 1024, side, side, 3), dtype=np.uint8
-    )
-    pair = (images, np.arange(len(images)) % 10)
-    return from_arrays("noise", pair, None, [*map(str, range(10))], mean=(0.45,) * 3, std=(0.25,) * 3)
 
 
 class Steps:
@@ -153,7 +144,7 @@ def check_equal(sides: dict[str, Steps]) -> list[str]:
 
 def pipeline_row(side: int, device: torch.device, skip: list[str], repeats: int) -> dict[str, Any]:
     labeled = 8 if side == 224 and device.type == "cpu" else 64
-    source, order = noise(side), RowOrder(labeled, 7, BOTH, BOTH, "separate")
+    source, order = noise(4096 if side < 224 else 1024, side), RowOrder(labeled, 7, BOTH, BOTH, "separate")
     sides, missing = pipelines(source, draw_split(source, DataConfig(labels=100), 0), order, device, skip)
     same = check_equal(sides)
     for steps in sides.values():

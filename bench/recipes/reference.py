@@ -167,7 +167,7 @@ class Nowhere(io.TextIOBase):
 
 
 class Recipe:
-    """Made by `build`. ema: averaged tensors by name. history: what steps reported. waited: a step's seconds without data."""
+    """Made by `build`. ema: averaged tensors. history: what steps reported. waited: seconds of the last."""
 
     def __init__(self, views: Views, model: WideResNet, device: torch.device, **how: Any) -> None:
         self.model, self.device, self.log, self.how = model.to(device).train(), device, Nowhere(), how

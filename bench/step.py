@@ -1,0 +1,210 @@
+"""The training step, whole and by stages, in every way there is: ours, the released code's and the best of plain
+PyTorch, in one run: `python -m bench.step [--device cpu|cuda] [--out FILE] [--quick]`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bench.harness import begin, measure, parser, quick, show, write
+from bench.recipes import reference, strong
+from bench.workload import default_networks, noise_run
+from interlude_fast.data.decode import cores
+from interlude_fast.report.bench import step_choice, take_step
+from interlude_fast.report.recipe import settings
+from interlude_fast.train.loop import Run
+from interlude_fast.train.step import autocast, update
+
+STAGES = ("whole", "batch", "forward", "loss", "backward", "update")
+BLOCK, MOST = 0.5, 20  # seconds that a timing of whole steps or batches should take, and of how many at most
+# Ways to run our step: name -> settings that ask for it.
+WAYS: dict[str, dict[str, Any]] = {"ours": {}}
+ALLOWED = {"fp32": 2e-3, "bf16": 1e-1}
+
+
+class Parts(Protocol):
+    """A step in parts, as the recipes have it."""
+
+    def batch(self) -> Any: ...
+    def forward(self, batch: Any) -> Tensor: ...
+    def loss(self, logits: Tensor, labels: Any) -> Tensor: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def update(self) -> None: ...
+    def step(self) -> Any: ...
+    def close(self) -> None: ...
+
+
+class Ours:
+    """The parts of a run's step. `labels` of `loss` is the batch itself."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.state, self.close = run, run.state, run.pipeline.close
+
+    def batch(self) -> Any:
+        return self.run.pipeline.batch(self.state.step)
+
+    def forward(self, batch: Any) -> Tensor:
+        with autocast(self.run.precision, self.run.device):
+            return self.state.model(batch.images)
+
+    def loss(self, logits: Tensor, labels: Any) -> Tensor:
+        return self.state.method.loss(logits, labels).total
+
+    def backward(self, loss: Tensor) -> None:
+        self.state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+
+    def update(self) -> None:
+        update(self.state)
+
+    def step(self) -> Any:
+        return take_step(self.run)
+
+
+class Side:
+    """One stage of a way as a side of `measure`: what the stage needs is there before it is timed."""
+
+    def __init__(self, parts: Parts, stage: str, device: torch.device) -> None:
+        self.parts, self.stage, self.device, self.calls = parts, stage, device, 1
+        if stage in ("whole", "batch"):
+            return
+        self.made = parts.batch()
+        self.labels = self.made if isinstance(parts, Ours) else self.made[-1]
+        self.logits = parts.forward(self.made)
+        self.total = parts.loss(self.logits, self.labels)
+        parts.backward(self.total)
+        self.logits = self.logits.detach().clone().requires_grad_()
+        parts.close()
+
+    def settle(self) -> None:
+        """As many steps or batches a timing as fill a block."""
+        if self.stage in ("whole", "batch"):
+            self.before()
+            self(0)
+            began = time.perf_counter()
+            self(0)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.calls = int(min(MOST, max(1, BLOCK / (time.perf_counter() - began))))
+            self.after()
+
+    def before(self) -> None:
+        """Starts what works ahead and uses up its first batch; or makes the graph that is to be gone through."""
+        if self.stage in ("whole", "batch"):
+            self.parts.batch()
+        elif self.stage == "backward":
+            self.total = self.parts.loss(self.parts.forward(self.made), self.labels)
+
+    def after(self) -> None:
+        """Stops what works ahead; CUDA graphs of torch.compile want their backward pass before the next step."""
+        if self.stage in ("whole", "batch"):
+            self.parts.close()
+        elif self.stage == "forward" and self.device.type == "cuda":
+            self.parts.backward(self.parts.loss(self.logits, self.labels))
+
+    def __call__(self, i: int) -> Any:
+        parts = self.parts
+        if self.stage == "whole":
+            return [parts.step() for _ in range(self.calls)][-1]
+        if self.stage == "batch":
+            return [parts.batch() for _ in range(self.calls)][-1]
+        if self.stage == "forward":
+            self.logits = parts.forward(self.made)
+            return self.logits
+        if self.stage == "loss":
+            return parts.loss(self.logits, self.labels)
+        return parts.backward(self.total) if self.stage == "backward" else parts.update()
+
+
+def agree(run: Run, recipe: Any) -> None:
+    """Raises where a recipe with our weights gives other logits or, of the same logits, another loss than we do."""
+    recipe.model.load_state_dict(run.state.model.state_dict())
+    batch = run.pipeline.batch(0)
+    with torch.no_grad(), autocast(run.precision, run.device):
+        ours, alpha = run.state.model(batch.images), (0.1,) if isinstance(recipe, reference.Recipe) else ()
+        theirs = recipe.model(batch.images, *alpha)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=ALLOWED[run.precision] * float(ours.abs().max()))
+    logits = 4 * torch.randn(ours.shape, device=run.device)
+    loss = recipe.loss(logits, batch.labels)
+    torch.testing.assert_close(run.state.method.loss(logits, batch).total, loss, rtol=1e-4, atol=1e-5)
+
+
+def make_ways(
+    network: str, device: torch.device, batch: int
+) -> tuple[dict[str, Parts], dict[str, str], list[str]]:
+    """Ways to run a step by name, why others are missing, and what was chosen."""
+    ways: dict[str, Parts] = {}
+    missing: dict[str, str] = {}
+    chosen = []
+    for name, how in WAYS.items():
+        try:
+            run = noise_run(network, device, **{**how, "train": {"batch": batch, **how.get("train", {})}})
+            take_step(run)
+            ways[name] = Ours(run)
+            chosen.append(f"{name}: {run.precision}, {step_choice(run)}")
+        except Exception as error:  # the others are measured all the same
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    first: Any = next(iter(ways.values()))
+    asked = settings(first.run.config, first.run.source, first.run.split, str(device))
+    recipes = {"strong": (strong, {}), "reference": (reference, {"workers": cores()})}
+    for name, (module, more) in recipes.items():
+        try:
+            recipe = module.build(**asked, **more)
+            agree(first.run, recipe)
+            recipe.step()
+            ways[name] = recipe
+        except (ImportError, RuntimeError) as error:
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return ways, missing, chosen
+
+
+def rows(
+    network: str, device: torch.device, batch: int, stages: list[str], repeats: int
+) -> Iterator[dict[str, Any]]:
+    ways, missing, chosen = make_ways(network, device, batch)
+    for stage in stages:
+        sides = {name: Side(way, stage, device) for name, way in ways.items()}
+        for side in sides.values():
+            side.settle()
+        row = measure(
+            f"{stage}, {network}, {16 * batch} rows, {device.type}",
+            dict(sides),
+            device,
+            repeats=repeats,
+            warmup=1,
+            units=16 * batch,
+            calls={name: side.calls for name, side in sides.items()},
+            before=lambda name, sides=sides: sides[name].before(),
+            after=lambda name, sides=sides: sides[name].after(),
+            not_measured=missing,
+        )
+        together = {name: side.calls for name, side in sides.items()}
+        yield row | {"ways": chosen, "workers": cores(), "timed together": together}
+    for way in ways.values():
+        way.close()
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--networks", nargs="+", help="of bench/workload.py; default: those of the papers")
+    options.add_argument("--batch", type=int, help="labeled images in a step; default 64, 8 on a CPU, 4 --quick")
+    options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    options.add_argument("--repeats", type=int, help="timings; default 30, 5 on a CPU")
+    arguments, made = begin(options), []
+    cuda = arguments.device.type == "cuda"
+    batch = arguments.batch or (4 if quick() else 64 if cuda else 8)
+    repeats = arguments.repeats or (30 if cuda else 5)
+    for network in arguments.networks or default_networks(arguments.device, quick()):
+        for row in rows(network, arguments.device, batch, arguments.stages, repeats):
+            show(row)
+            made.append(row)
+    if arguments.out:
+        write(arguments.out, made)
+
+
+if __name__ == "__main__":
+    main()

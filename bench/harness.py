@@ -23,6 +23,7 @@ from interlude_fast.train.checkpoint import write_atomically
 
 Side = Callable[[int], Any]  # computes on the i-th input
 FLUSHED = 1 << 28  # bytes: more than the last cache of a GPU or of a processor's core complex
+ROOT = Path(__file__).parent.parent
 QUICK = (5, 1)  # repeats and warm-up at most under --quick
 _asked = argparse.Namespace(quick=False, flush=False)
 
@@ -148,13 +149,11 @@ def show(row: dict[str, Any]) -> None:
     print(f"{row['name']:<44} {sides}", flush=True)
 
 
-def commit() -> str:
+def commit(root: Path = ROOT) -> str:
     """Of the tree that is measured; "... dirty" where it has changes beside results, "unknown" without git."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, cwd=Path(__file__).parent.parent
-        )
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root)
         return done.stdout.strip() if done.returncode == 0 else "unknown"
 
     try:

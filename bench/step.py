@@ -14,15 +14,22 @@ from bench.harness import begin, measure, parser, quick, show, write
 from bench.recipes import reference, strong
 from bench.workload import default_networks, noise_run
 from interlude_fast.data.decode import cores
-from interlude_fast.report.bench import step_choice, take_step
+from interlude_fast.errors import InterludeError
+from interlude_fast.report.bench import take_step
 from interlude_fast.report.recipe import settings
+from interlude_fast.train.device import autocast
 from interlude_fast.train.loop import Run
-from interlude_fast.train.step import autocast, update
+from interlude_fast.train.step import update
 
 STAGES = ("whole", "batch", "forward", "loss", "backward", "update")
 BLOCK, MOST = 0.5, 20  # seconds that a timing of whole steps or batches should take, and of how many at most
-# Ways to run our step: name -> settings that ask for it.
-WAYS: dict[str, dict[str, Any]] = {"ours": {}}
+# Ways to run our step, the one that stages are timed in last.
+WAYS = {
+    "compiled and captured": {"compile": True, "capture": True},
+    "captured": {"compile": False, "capture": True},
+    "compiled": {"compile": True, "capture": False},
+    "eager": {"compile": False, "capture": False},
+}
 ALLOWED = {"fp32": 2e-3, "bf16": 1e-1}
 
 
@@ -121,7 +128,7 @@ class Side:
 
 
 def agree(run: Run, recipe: Any) -> None:
-    """Raises where a recipe with our weights gives other logits or, of the same logits, another loss than we do."""
+    """Raises where a recipe with our weights gives other logits, or of the same logits another loss, than we do."""
     recipe.model.load_state_dict(run.state.model.state_dict())
     batch = run.pipeline.batch(0)
     with torch.no_grad(), autocast(run.precision, run.device):
@@ -133,41 +140,56 @@ def agree(run: Run, recipe: Any) -> None:
     torch.testing.assert_close(run.state.method.loss(logits, batch).total, loss, rtol=1e-4, atol=1e-5)
 
 
-def make_ways(
-    network: str, device: torch.device, batch: int
-) -> tuple[dict[str, Parts], dict[str, str], list[str]]:
-    """Ways to run a step by name, why others are missing, and what was chosen."""
+def our_ways(
+    network: str, device: torch.device, batch: int, names: list[str]
+) -> tuple[dict[str, Ours], dict[str, str]]:
+    """Ways to run our step by name, and why others are missing."""
+    ways: dict[str, Ours] = {}
+    missing: dict[str, str] = {}
+    for name in names:
+        try:
+            run = noise_run(network, device, train={"batch": batch, **WAYS[name]})
+            run.stepper.tell = lambda line, name=name: missing.setdefault(name, line)
+            take_step(run)
+            if name not in missing:
+                ways[name] = Ours(run)
+        except InterludeError as error:
+            missing[name] = str(error)
+    return ways, missing
+
+
+def recipes(first: Run) -> tuple[dict[str, Parts], dict[str, str]]:
+    """The recipes in the sizes of a run, and why one is missing."""
     ways: dict[str, Parts] = {}
     missing: dict[str, str] = {}
-    chosen = []
-    for name, how in WAYS.items():
-        try:
-            run = noise_run(network, device, **{**how, "train": {"batch": batch, **how.get("train", {})}})
-            take_step(run)
-            ways[name] = Ours(run)
-            chosen.append(f"{name}: {run.precision}, {step_choice(run)}")
-        except Exception as error:  # the others are measured all the same
-            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    first: Any = next(iter(ways.values()))
-    asked = settings(first.run.config, first.run.source, first.run.split, str(device))
-    recipes = {"strong": (strong, {}), "reference": (reference, {"workers": cores()})}
-    for name, (module, more) in recipes.items():
+    asked = settings(first.config, first.source, first.split, str(first.device))
+    plain = {"compile_mode": None}  # where CUDA graphs of torch.compile do not work
+    tries = [("strong", strong, {}), ("strong", strong, plain), ("reference", reference, {"workers": cores()})]
+    for name, module, more in tries:
+        if name in ways:
+            continue
         try:
             recipe = module.build(**asked, **more)
-            agree(first.run, recipe)
+            agree(first, recipe)
+            recipe.step()
             recipe.step()
             ways[name] = recipe
-        except (ImportError, RuntimeError) as error:
-            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return ways, missing, chosen
+        except Exception as error:  # the others are measured all the same
+            missing[name] = f"{more} {type(error).__name__}: {error}".splitlines()[0]
+    return ways, missing
 
 
 def rows(
-    network: str, device: torch.device, batch: int, stages: list[str], repeats: int
+    network: str, device: torch.device, batch: int, names: list[str], stages: list[str], repeats: int
 ) -> Iterator[dict[str, Any]]:
-    ways, missing, chosen = make_ways(network, device, batch)
+    ours, missing = our_ways(network, device, batch, names)
+    first = next(reversed(ours.values())).run
+    theirs, missing_recipes = recipes(first)
+    notes = {"precision": first.precision, "workers": cores(), "failed": missing | missing_recipes}
+    ways: dict[str, Parts] = {**ours, **theirs}
     for stage in stages:
-        sides = {name: Side(way, stage, device) for name, way in ways.items()}
+        staged = ways if stage == "whole" else dict([*ours.items()][-1:]) | theirs
+        sides = {name: Side(way, stage, device) for name, way in staged.items()}
         for side in sides.values():
             side.settle()
         row = measure(
@@ -180,10 +202,9 @@ def rows(
             calls={name: side.calls for name, side in sides.items()},
             before=lambda name, sides=sides: sides[name].before(),
             after=lambda name, sides=sides: sides[name].after(),
-            not_measured=missing,
+            not_measured={name: why for name, why in notes["failed"].items() if name not in ways},
         )
-        together = {name: side.calls for name, side in sides.items()}
-        yield row | {"ways": chosen, "workers": cores(), "timed together": together}
+        yield row | notes | {"timed together": {name: side.calls for name, side in sides.items()}}
     for way in ways.values():
         way.close()
 
@@ -192,14 +213,18 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--networks", nargs="+", help="of bench/workload.py; default: those of the papers")
     options.add_argument("--batch", type=int, help="labeled images in a step; default 64, 8 on a CPU, 4 --quick")
+    options.add_argument(
+        "--ways", nargs="+", choices=list(WAYS), help="default: all that there are; --quick: eager"
+    )
     options.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     options.add_argument("--repeats", type=int, help="timings; default 30, 5 on a CPU")
     arguments, made = begin(options), []
     cuda = arguments.device.type == "cuda"
     batch = arguments.batch or (4 if quick() else 64 if cuda else 8)
+    names = arguments.ways or (list(WAYS) if cuda else ["eager"] if quick() else ["eager", "compiled"])
     repeats = arguments.repeats or (30 if cuda else 5)
     for network in arguments.networks or default_networks(arguments.device, quick()):
-        for row in rows(network, arguments.device, batch, arguments.stages, repeats):
+        for row in rows(network, arguments.device, batch, names, arguments.stages, repeats):
             show(row)
             made.append(row)
     if arguments.out:

@@ -113,6 +113,11 @@ def interlude_loss(
 # ---- A step --------------------------------------------------------------------------------------------
 
 
+def fastest() -> Any:
+    """cuDNN tries its algorithms and keeps the fastest."""
+    return torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True)
+
+
 class Recipe:
     """Made by `build`. model, ema: the network and its average."""
 
@@ -121,7 +126,6 @@ class Recipe:
     ) -> None:
         self.images, self.labels, (self.labeled, self.unlabeled), self.how = images, labels, parts, how
         self.device, self.k, self.queue = images.device, 0, labels[:0]
-        cuda = self.device.type == "cuda"
         self.model = model.to(self.device).to(memory_format=torch.channels_last).train()
         parameters = dict(model.named_parameters())
         plain = [p for n, p in parameters.items() if "bias" in n or "bn" in n]
@@ -140,7 +144,6 @@ class Recipe:
         compiled: Callable[[Any], Any] = lambda f: torch.compile(f, **mode) if how["compile"] else f  # noqa: E731
         self.network, self.criterion = compiled(self.model), compiled(interlude_loss)
         self.cuts, self.finish = (torch.compile(f) if how["compile"] else f for f in (flip_and_crop, self._finish))
-        torch.backends.cudnn.benchmark |= cuda
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Interdigitated images [N, C, S, S], normalized, and labels [B]."""
@@ -167,7 +170,7 @@ class Recipe:
 
     def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Logits [N, K]."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.how["bf16"]):
+        with fastest(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.how["bf16"]):
             return self.network(batch[0])
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -175,7 +178,8 @@ class Recipe:
 
     def backward(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with fastest():
+            loss.backward()
 
     def update(self) -> None:
         for group in self.optimizer.param_groups:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -17,13 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from interlude_fast.config import Config
-from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import RichProgress
-from interlude_fast.evaluate import predict_logits
 from interlude_fast.methods import Losses
 from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
-from interlude_fast.train.loop import Meter, Run, prepare
-from interlude_fast.train.step import train_step
+from interlude_fast.train.device import float32_products
+from interlude_fast.train.loop import Run, prepare
+from interlude_fast.train.meter import Meter
 
 from .passport import command_line, passport
 from .recipe import time_reference
@@ -31,7 +29,7 @@ from .timing import Timing, busy_seconds, seconds_of, time_steps
 
 PROFILED = 20  # steps
 NOT_MEASURED = "not measured"
-REFERENCE = "InterLUDE as released (fp32, eager, Pillow in workers)"
+REFERENCE = "InterLUDE as released (float32 by torch's defaults, eager, Pillow in workers)"
 
 
 @dataclass(frozen=True)
@@ -164,17 +162,10 @@ def show_seconds(seconds: float) -> str:
 
 def take_step(run: Run) -> tuple[Losses, float]:
     """A step as `train` does it, and the seconds that it waited for data."""
-    if run.state.step >= run.config.train.steps:
-        run.state.step = 0  # there are no batches and learning rates beyond
-    began = time.perf_counter()
-    batch = run.pipeline.batch(run.state.step)
-    waited = time.perf_counter() - began
-    return train_step(run.state, batch, run.precision), waited
-
-
-def step_choice(run: Run) -> str:
-    """How a step is run, in words."""
-    return "eager"
+    if run.state.finished:
+        run.state.step, run.state.position = 0, 0.0  # methods and schedules know nothing of steps beyond
+    losses = run.stepper()
+    return losses, run.stepper.waited
 
 
 def measure_run(run: Run, seconds: float) -> tuple[Timing, float | None]:
@@ -195,20 +186,8 @@ def measure_run(run: Run, seconds: float) -> tuple[Timing, float | None]:
 
 
 def evaluation_seconds(run: Run, most: float) -> float:
-    """Of one evaluation of all networks on all held-out images; where it would take longer than `most`, out of a
-    batch."""
-    parts = [part for part in ("test", "validation") if len(run.held_out_labels(part))]
-    if not parts:
-        return 0.0
-    networks, normalize = run.networks(), Preprocessing.of(run.source).normalize
-    images = next(run.held_out_batches(parts[0]))
-
-    def of_a_batch() -> float:
-        return seconds_of(lambda: predict_logits(run.state.ema.model, [images], normalize), run.device)
-
-    of_a_batch()
-    count = len(networks) * sum(len(run.held_out_labels(part)) for part in parts)
-    estimate = count / len(images) * of_a_batch()
+    """Of one evaluation, measured where it hardly takes longer than `most`, else judged by a batch of it."""
+    estimate = run.evaluation_seconds()
     return estimate if estimate > most else seconds_of(run.evaluate, run.device)
 
 
@@ -248,11 +227,11 @@ def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
     run = prepare(config, RichProgress(screen))
     try:
         gpus = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus):
+        with torch.random.fork_rng(devices=gpus), float32_products(run.precision):
             timing, idle = measure_run(run, seconds)
             evaluation, checkpoint = evaluation_seconds(run, seconds), checkpoint_seconds(run)
     finally:
         run.pipeline.close()
-    chosen = {"device": str(run.device), "precision": run.precision, "step": step_choice(run)}
+    chosen = {"device": str(run.device), "precision": run.precision, "step": run.stepper.choice}
     chosen["pipeline"] = f"pipeline {run.pipeline_choice}"
     return Bench(run.config, chosen, timing, idle, evaluation, checkpoint, "")

@@ -93,9 +93,10 @@ class Run:
         t = self.config.train
         if t.budget is None:
             return Pace(t, self.state)
-        return BudgetPace(t, self.state, self.began, self._evaluation_seconds())
+        return BudgetPace(t, self.state, self.began, self.evaluation_seconds())
 
-    def _evaluation_seconds(self) -> float:
+    def evaluation_seconds(self) -> float:
+        """About how long `evaluate` takes, judged by one batch of images."""
         held_out = sum(len(self.held_out_labels(part)) for part in ("test", "validation"))
         part = "test" if len(self.held_out_labels("test")) else "validation"
         sizes, seconds = [], []

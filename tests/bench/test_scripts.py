@@ -1,0 +1,61 @@
+"""The scripts' parts at work on a few rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bench import harness, memory, scaling, workload
+
+CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "_asked", harness._asked)  # restored after
+    harness.begin(harness.parser(""), ["--device", "cpu", "--quick"])
+
+
+def test_noise_has_the_shape_that_its_root_names() -> None:
+    run = workload.noise_run("WRN-10-1", CPU, images=300, classes=7, train={"batch": 2})
+    assert run.source.images.shape == (300, 32, 32, 3)
+    assert (len(run.source.classes), len(run.split.labeled), len(run.split.unlabeled)) == (7, 28, 300)
+
+
+def test_step_by_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    from bench import step
+
+    monkeypatch.setattr(step, "BLOCK", 0.0)
+    rows = step.rows("WRN-10-1", CPU, 1, ["eager", "captured"], list(step.STAGES), repeats=2)
+    found = {row["name"].partition(",")[0]: row for row in rows}
+    assert list(found) == list(step.STAGES)
+    for row in found.values():
+        assert list(row["sides"])[:3] == ["eager", "strong", "reference"]
+        assert "wants a GPU" in row["sides"]["captured"]["not measured"]
+
+
+def test_step_numbers_reach_the_middle_of_a_long_run() -> None:
+    (row,) = scaling.length_rows("WRN-10-1", CPU, 1, repeats=2)
+    assert "step 536,870,912" in row["sides"]
+
+
+def test_rows_are_counted() -> None:
+    row = list(scaling.batch_rows("WRN-10-1", CPU, 4, repeats=2))[-1]
+    assert [side["us_per_row"] > 0 for side in row["sides"].values()] == [True] * 4
+
+
+def test_memory_of_a_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "FIRST", 1)
+    found = memory.measure_cell(memory.cells("cpu", "WRN-10-1", [1], steps=3)[-1])
+    assert found["growth_bytes"] == found["bytes_at_step_3"] - found["bytes_at_step_1"]
+    assert found["peak_bytes"] > 50 * 2**20
+
+
+def test_memory_cells_cover_batch_precision_and_pipeline() -> None:
+    made = memory.cells("cuda", "WRN-28-2", [8, 64], steps=200)
+    assert {cell["batch"] for cell in made} == {8, 64}
+    assert {cell["precision"] for cell in made} == {"fp32", "bf16"}
+    assert {cell["pipeline"] for cell in made} == {"resident", "host"}
+    assert made[-1]["steps"] == 200

@@ -128,7 +128,7 @@ class Side:
 
 
 def agree(run: Run, recipe: Any) -> None:
-    """Raises where a recipe with our weights gives other logits, or of the same logits another loss, than we do."""
+    """Raises where a recipe with our weights gives other logits, or another loss of equal logits, than we do."""
     recipe.model.load_state_dict(run.state.model.state_dict())
     batch = run.pipeline.batch(0)
     with torch.no_grad(), autocast(run.precision, run.device):

@@ -60,10 +60,18 @@ class Bench:
         return 1 + math.ceil(self.config.train.steps / self.config.train.checkpoint_every)
 
     @property
+    def steps(self) -> int:
+        """Of the whole run; under a budget as many as fit into it where nothing is evaluated."""
+        t = self.config.train
+        return t.steps if t.budget is None else max(1, int(t.budget * self.ours.steps_per_second))
+
+    @property
     def hours(self) -> float:
         """Of the whole run, with its evaluations and checkpoints."""
+        if budget := self.config.train.budget:
+            return budget / 3600
         around = self.evaluations * self.evaluation_seconds + self.checkpoints * self.checkpoint_seconds
-        return self.ours.hours(self.config.train.steps) + around / 3600
+        return self.ours.hours(self.steps) + around / 3600
 
     @property
     def ratio(self) -> float | None:
@@ -72,7 +80,7 @@ class Bench:
         return None if isinstance(theirs, str) else self.ours.steps_per_second / theirs.steps_per_second
 
     def as_dict(self) -> dict[str, Any]:
-        theirs, steps = self.reference, self.config.train.steps
+        theirs, steps = self.reference, self.steps
         return {
             "date": date.today().isoformat(),
             "command": command_line(),
@@ -83,6 +91,7 @@ class Bench:
             "ours": {**self.ours.as_dict(), "gpu_idle": NOT_MEASURED if self.gpu_idle is None else self.gpu_idle},
             "projected": {
                 "steps": steps,
+                "budget_seconds": self.config.train.budget,
                 "hours": self.hours,
                 "training_hours": self.ours.hours(steps),
                 "evaluations": self.evaluations,
@@ -107,13 +116,16 @@ class Bench:
 
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, ours, reference) in words."""
-        theirs, steps = self.reference, self.config.train.steps
+        theirs, steps = self.reference, self.steps
         idle = "" if self.gpu_idle is None else f"{self.gpu_idle:.1%}"
 
         def both(what: str, show: Callable[[Timing], str]) -> tuple[str, str, str]:
             return what, show(self.ours), "" if isinstance(theirs, str) else show(theirs)
 
-        around = f"{self.evaluations:,} evaluations of {show_seconds(self.evaluation_seconds)}"
+        around = f"{self.evaluations:,} evaluations of {show_seconds(self.evaluation_seconds)}, "
+        around += f"{self.checkpoints:,} checkpoints"
+        if budget := self.config.train.budget:
+            around = f"the budget of {show_seconds(budget)}"
         return [
             both("steps/s", lambda t: f"{t.steps_per_second:,.3g}"),
             both("views/s", lambda t: f"{t.views_per_second:,.0f}"),
@@ -122,7 +134,7 @@ class Bench:
             both("peak memory", lambda t: f"{t.peak_bytes / 2**30:.2f} GiB"),
             both("until it runs", lambda t: show_seconds(t.first_seconds)),
             both(f"{steps:,} steps", lambda t: show_seconds(3600 * t.hours(steps))),
-            (f"with {around}, {self.checkpoints:,} checkpoints", show_seconds(3600 * self.hours), ""),
+            (f"with {around}", show_seconds(3600 * self.hours), ""),
         ]
 
     def heading(self) -> str:

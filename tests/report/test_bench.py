@@ -33,6 +33,13 @@ def test_hours_count_the_steps_evaluations_and_checkpoints() -> None:
     assert (found.ours.views_per_second, found.ours.data_wait) == (48.0, 0.25)
 
 
+def test_a_budget_is_what_the_run_takes() -> None:
+    found = made()
+    found.config.train.budget = 1800.0
+    assert (found.steps, found.hours) == (3600, 0.5)
+    assert "with the budget of 30.0 min: 30.0 min" in found.lines()
+
+
 def test_a_reference_that_ran_gives_a_ratio_and_one_that_did_not_says_why() -> None:
     slow = timing.Timing(steps=5, seconds=10.0, first_seconds=1.0, views=24, peak_bytes=2**30)
     values = made(reference=slow).as_dict()["reference"]

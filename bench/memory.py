@@ -33,7 +33,7 @@ def memory_now(device: torch.device) -> int:
 def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     """Train as a cell says; bytes at the peak, and after FIRST steps and the last where there are more."""
     device = torch.device(cell["device"])
-    train = {"batch": cell["batch"], "precision": cell["precision"]}
+    train = {name: cell[name] for name in ("batch", "precision", "compile")}
     run = noise_run(cell["network"], device, train=train, data={"pipeline": cell["pipeline"]})
     found: dict[str, Any] = {}
     for step in range(1, cell["steps"] + 1):
@@ -49,10 +49,13 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     return {"peak_bytes": peak_memory(device), **found}
 
 
-def cells(device: str, network: str, batches: list[int], steps: int) -> list[dict[str, Any]]:
+def cells(
+    device: str, network: str, batches: list[int], steps: int, compile: bool = False
+) -> list[dict[str, Any]]:
     """By batch, by precision and by pipeline around the largest batch, and the first batch for `steps` steps."""
     precisions = ("fp32", "bf16") if device.startswith("cuda") else ("fp32",)
-    base = {"device": device, "network": network, "steps": 5, "precision": precisions[-1], "pipeline": "resident"}
+    base = {"device": device, "network": network, "compile": compile, "pipeline": "resident"}
+    base |= {"precision": precisions[-1], "steps": 5}
     made = [base | {"batch": batch} for batch in batches]
     made += [made[-1] | {"precision": precision} for precision in precisions[:-1]]
     made += [made[len(batches) - 1] | {"pipeline": "host"}]
@@ -72,6 +75,7 @@ def main() -> None:
     options.add_argument("--network", help="of bench/workload.py; default: WRN-28-2, on a CPU WRN-10-1")
     options.add_argument("--batches", type=int, nargs="+", help="labeled images in a step")
     options.add_argument("--steps", type=int, help="over which memory should stay; default 200, 40 --quick")
+    options.add_argument("--compile", action="store_true", help="torch.compile, as long runs on GPUs have it")
     options.add_argument("--cell", help="what one process does, as JSON")
     arguments, made = begin(options), []
     if arguments.cell:
@@ -80,9 +84,10 @@ def main() -> None:
     cuda = arguments.device.type == "cuda"
     network = arguments.network or ("WRN-28-2" if cuda and not quick() else "WRN-10-1")
     batches = arguments.batches or ([4, 8] if quick() else [8, 16, 32, 64])
-    for cell in cells(str(arguments.device), network, batches, arguments.steps or (40 if quick() else 200)):
+    steps = arguments.steps or (40 if quick() else 200)
+    for cell in cells(str(arguments.device), network, batches, steps, arguments.compile):
         found = in_a_process(cell)
-        name = ", ".join(f"{cell[key]} {word}".strip() for key, word in NAMED)
+        name = ", ".join(f"{cell[key]} {word}".strip() for key, word in NAMED) + ", compiled" * cell["compile"]
         print(f"{name:<64} {describe(found)}", flush=True)
         made.append({"name": name, **cell, **found})
     if arguments.out:

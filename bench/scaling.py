@@ -11,9 +11,14 @@ from typing import Any
 import torch
 
 from bench.harness import begin, measure, parser, quick, show, write
-from bench.workload import noise_run
+from bench.workload import noise_run as any_run
 from interlude_fast.report.bench import take_step
 from interlude_fast.train.loop import Run
+
+
+def noise_run(network: str, device: torch.device, train: dict[str, Any], **more: Any) -> Run:
+    """Not compiled: that takes a minute for each of many runs, and what is asked here does not hang on it."""
+    return any_run(network, device, train={"compile": False, **train}, **more)
 
 
 def steps_of(run: Run, first: int = 0) -> Any:

@@ -23,6 +23,7 @@ from interlude_fast.train.device import float32_products
 from interlude_fast.train.loop import Run, prepare
 from interlude_fast.train.meter import Meter
 
+from .jobs import tell
 from .passport import command_line, passport
 from .recipe import time_reference
 from .timing import Timing, busy_seconds, seconds_of, time_steps
@@ -224,8 +225,7 @@ def bench(
         InterludeError: as train_run.
     """
     screen = console or Console(quiet=True)
-    with screen.status("measuring steps"):
-        measured = _measure_ours(config, screen, seconds)
+    measured = _measure_ours(config, screen, seconds)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     theirs: Timing | str = "--no-reference"
@@ -237,9 +237,14 @@ def bench(
 
 def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
     run = prepare(config, RichProgress(screen))
+    run.stepper.tell = lambda line: tell(screen, line)
     try:
         gpus = [run.device] if run.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpus), float32_products(run.precision):
+        with (
+            screen.status("measuring steps"),
+            torch.random.fork_rng(devices=gpus),
+            float32_products(run.precision),
+        ):
             timing, idle = measure_run(run, seconds)
             evaluation, checkpoint = evaluation_seconds(run, seconds), checkpoint_seconds(run)
     finally:

@@ -46,6 +46,8 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
     if cell["steps"] > FIRST:
         first, last = (found[f"bytes_at_step_{step}"] for step in (FIRST, cell["steps"]))
         found["growth_bytes"] = last - first
+    if device.type == "cuda":
+        found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
     return {"peak_bytes": peak_memory(device), **found}
 
 

@@ -81,10 +81,10 @@ class Side:
             return
         self.made = parts.batch()
         self.labels = self.made if isinstance(parts, Ours) else self.made[-1]
-        self.logits = parts.forward(self.made)
-        self.total = parts.loss(self.logits, self.labels)
+        logits = parts.forward(self.made)
+        self.logits = logits.detach().clone().requires_grad_()
+        self.total = parts.loss(logits, self.labels)
         parts.backward(self.total)
-        self.logits = self.logits.detach().clone().requires_grad_()
         parts.close()
 
     def settle(self) -> None:
@@ -110,8 +110,10 @@ class Side:
         """Stops what works ahead; CUDA graphs of torch.compile want their backward pass before the next step."""
         if self.stage in ("whole", "batch"):
             self.parts.close()
-        elif self.stage == "forward" and self.device.type == "cuda":
-            self.parts.backward(self.parts.loss(self.logits, self.labels))
+        elif self.device.type == "cuda" and self.stage in ("forward", "loss"):
+            if self.stage == "forward":
+                self.total = self.parts.loss(self.made_logits, self.labels)
+            self.parts.backward(self.total)
 
     def __call__(self, i: int) -> Any:
         parts = self.parts
@@ -120,11 +122,11 @@ class Side:
         if self.stage == "batch":
             return [parts.batch() for _ in range(self.calls)][-1]
         if self.stage == "forward":
-            self.logits = parts.forward(self.made)
-            return self.logits
-        if self.stage == "loss":
-            return parts.loss(self.logits, self.labels)
-        return parts.backward(self.total) if self.stage == "backward" else parts.update()
+            self.made_logits = parts.forward(self.made)
+        elif self.stage == "loss":
+            self.total = parts.loss(self.logits, self.labels)
+        else:
+            return parts.backward(self.total) if self.stage == "backward" else parts.update()
 
 
 def agree(run: Run, recipe: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import multiprocessing
 from pathlib import Path
 from statistics import mean
@@ -23,6 +24,7 @@ from interlude_fast.data.batch import RowOrder
 from interlude_fast.report.recipe import settings
 from interlude_fast.train.loop import load_data, resolve
 from tests.helpers import small_config
+from tests.methods.golden import FOLDER, pick
 
 RECIPES = pytest.mark.parametrize("module", [reference, strong], ids=["reference", "strong"])
 CLASSES, BATCH, MU = 10, 4, 3
@@ -38,7 +40,7 @@ def build(module: ModuleType, **more: Any) -> Any:
         more.pop("workers")
     network = {"depth": 10, "width": 1}
     sizes = {"classes": CLASSES, "batch": BATCH, "mu": MU, "network": network}
-    return module.build(images, labels, np.arange(20), np.arange(20, 40), **sizes, **more)
+    return module.build(images, labels, np.arange(20), np.arange(20, 40), **{**sizes, **more})
 
 
 @RECIPES
@@ -52,6 +54,45 @@ def test_the_loss_and_its_gradient_are_those_of_the_paper(module: ModuleType) ->
     loss = recipe.loss(logits, labels)
     torch.testing.assert_close(loss, total)
     torch.testing.assert_close(*(torch.autograd.grad(x, logits)[0] for x in (loss, total)))
+
+
+@RECIPES
+def test_steps_are_those_recorded_of_the_released_code(module: ModuleType) -> None:
+    """Losses, weights, averages, running statistics, also those that nobody reads; in float64 where it can."""
+    with np.load(FOLDER / "interlude_step_mean.npz") as file:
+        meta = json.loads(str(file["meta"]))
+        values = {key: torch.from_numpy(np.asarray(file[key])) for key in file if key != "meta"}
+    how = {
+        name: meta[name] for name in ("batch", "mu", "lr", "momentum", "weight_decay", "ema_decay", "tau", "alpha")
+    }
+    network = {"depth": meta["depth"], "width": meta["width"], "momentum": meta["bn_momentum"]}
+    recipe = build(module, **how, classes=meta["num_classes"], network=network, steps=meta["total_steps"])
+    exact = module is reference
+    if exact:
+        recipe.model.double()
+    start = pick(values, "init/")
+    recipe.model.load_state_dict(recipe.model.state_dict() | start)
+    for name, value in start.items():
+        recipe.ema[name] = recipe.ema[name].to(torch.float64 if exact else torch.float32)
+        recipe.ema[name].copy_(value)
+    if not exact:
+        recipe.averaged = [recipe.ema[n] for n, _ in recipe.model.named_parameters()], recipe.averaged[1]
+    for k in range(meta["steps"]):
+        step = pick(values, f"step{k}/")
+        names = ("labeled_weak", "labeled_strong", "unlabeled_weak", "unlabeled_strong")
+        lw, ls, uw, us = (step[name] for name in names)
+        rows = torch.stack([torch.cat([x[:, None], y], 1) for x, y in ((lw, uw), (ls, us))], 1).flatten(0, 2)
+        batch = (lw, ls, uw, us, step["labels"]) if exact else (rows.float(), step["labels"])
+        loss = recipe.loss(recipe.forward(batch), step["labels"])
+        recipe.backward(loss)
+        recipe.update()
+        tolerance = {"rtol": 1e-9, "atol": 1e-10} if exact else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(loss.detach().double(), step["loss_total"], **tolerance)
+    unread = {f"block{s}.layer.0.bn1.running_{kind}" for s in (2, 3) for kind in ("mean", "var")}
+    for found, prefix in ((recipe.model.state_dict(), "final/"), (recipe.ema, "ema/")):
+        for name, expected in pick(values, prefix).items():
+            if expected.is_floating_point() and (exact or name not in unread):
+                torch.testing.assert_close(found[name].double(), expected, **tolerance, msg=f"{prefix}{name}")
 
 
 @RECIPES

@@ -99,7 +99,11 @@ def extension() -> dict:
         say(f"CUDA kernels: {cuda[0]}, architectures {cuda[1]}, torch {torch.__version__}")
     from torch.utils import cpp_extension  # reads CUDA_HOME when imported
 
-    sources = ["csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp"))]
+    sources = [
+        "csrc/ops.cpp",
+        "csrc/autograd.cpp",
+        *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc/cpu").glob("*.cpp")),
+    ]
     macros: list[tuple[str, str | None]] = []
     # No contraction of a*b+c: sampling and augmentation must give the same bits on every device.
     # The last two change no value; with them loops with selects vectorize.

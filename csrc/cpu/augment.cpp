@@ -11,14 +11,7 @@
 #include <vector>
 
 #include "../augment_problem.h"
-
-// Flat loops that the compiler vectorizes (with -fwrapv only if they count in 64 bits): also built for AVX2, chosen
-// when the library is loaded.
-#if defined(__x86_64__) && defined(__GLIBC__)
-#define IF_VECTORIZED __attribute__((target_clones("avx2", "default")))
-#else
-#define IF_VECTORIZED
-#endif
+#include "vectorized.h"
 
 namespace interlude {
 namespace {

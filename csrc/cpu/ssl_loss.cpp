@@ -1,34 +1,86 @@
 // The InterLUDE loss head and its delta-consistency term on the CPU, loss and gradient together.
 // Fused: softmaxes, pseudo labels, masks, three losses and their gradients; the logits are read in the
-// order they lie in, and nothing of size [B, mu, K] is stored but the softmaxes themselves.
+// order they lie in, and nothing of size [B, mu, K] is stored but the softmaxes, where their gradients will be.
 //   logits [2B(1+mu), K], labels [B] -> loss, parts [4], grad [2B(1+mu), K].
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "../math/exp.h"
 #include "../ssl_loss_problem.h"
+#include "vectorized.h"
 
 namespace interlude {
 namespace {
 
 constexpr int64_t kGroupsPerTask = 8;
 
-// Softmax of one row into `prob`; its max and sum are kept for the cross-entropy.
-template <typename T, typename A>
-int softmax_row(const T* logits, int classes, A* prob, A* row_max, A* row_sum) {
-  int best = 0;
-  A max = A(logits[0]), sum = 0;
-  for (int k = 1; k < classes; ++k)
-    if (A(logits[k]) > max) max = A(logits[k]), best = k;
-#pragma omp simd reduction(+ : sum)
-  for (int k = 0; k < classes; ++k) sum += prob[k] = exp_nonpositive(A(logits[k]) - max);
-  const A scale = A(1) / sum;
+// Softmax in place of `rows` rows, one after another; their maxima and sums are kept for the cross-entropy. The
+// exponentials are one loop over all rows, which a loop for each would leave half unvectorized for few classes.
+template <typename A>
+IF_INLINE void softmax_in_place(A* __restrict value, int64_t rows, int64_t classes, A* __restrict row_max,
+                                A* __restrict row_sum, int* __restrict argmax) {
+  for (int64_t r = 0; r < rows; ++r) {
+    A* row = value + r * classes;
+    A max = row[0];
+#pragma omp simd reduction(max : max)
+    for (int64_t k = 1; k < classes; ++k) max = row[k] > max ? row[k] : max;
+    int64_t best = 0;
+    while (best < classes - 1 && row[best] != max) ++best;
+    argmax[r] = int(best), row_max[r] = max;
 #pragma omp simd
-  for (int k = 0; k < classes; ++k) prob[k] *= scale;
-  *row_max = max, *row_sum = sum;
-  return best;
+    for (int64_t k = 0; k < classes; ++k) row[k] -= max;
+  }
+#pragma omp simd
+  for (int64_t i = 0; i < rows * classes; ++i) value[i] = exp_nonpositive(value[i]);
+  for (int64_t r = 0; r < rows; ++r) {
+    A* row = value + r * classes;
+    A sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t k = 0; k < classes; ++k) sum += row[k];
+    const A scale = A(1) / sum;
+#pragma omp simd
+    for (int64_t k = 0; k < classes; ++k) row[k] *= scale;
+    row_sum[r] = sum;
+  }
+}
+
+IF_VECTORIZED void softmax_rows(float* value, int64_t rows, int64_t classes, float* row_max, float* row_sum,
+                                int* argmax) {
+  softmax_in_place(value, rows, classes, row_max, row_sum, argmax);
+}
+
+void softmax_rows(double* value, int64_t rows, int64_t classes, double* row_max, double* row_sum, int* argmax) {
+  softmax_in_place(value, rows, classes, row_max, row_sum, argmax);
+}
+
+// A row's softmax becomes its gradient.
+template <typename A>
+IF_INLINE void gradient_in_place(const RowGrad<A>& g, A* __restrict row, const A* __restrict delta, int64_t classes) {
+  A dot = 0;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t k = 0; k < classes; ++k) dot += row[k] * delta[k];
+  const RowGrad<A> without_target{g.ce_scale, -1, g.delta_scale};
+  if (g.target < 0) {
+#pragma omp simd
+    for (int64_t k = 0; k < classes; ++k) row[k] = grad_element(without_target, 0, row[k], delta[k], dot);
+    return;
+  }
+  const A at_target = grad_element(g, g.target, row[g.target], delta[g.target], dot);
+  const RowGrad<A> elsewhere{g.ce_scale, 0, g.delta_scale};
+#pragma omp simd
+  for (int64_t k = 0; k < classes; ++k) row[k] = grad_element(elsewhere, 1, row[k], delta[k], dot);
+  row[g.target] = at_target;
+}
+
+IF_VECTORIZED void gradient_row(const RowGrad<float>& g, float* row, const float* delta, int64_t classes) {
+  gradient_in_place(g, row, delta, classes);
+}
+
+void gradient_row(const RowGrad<double>& g, double* row, const double* delta, int64_t classes) {
+  gradient_in_place(g, row, delta, classes);
 }
 
 // Pseudo label and its confidence where q is not the plain softmax.
@@ -68,15 +120,27 @@ int label_group(const SslLoss<T, A>& p, int64_t i, const int* plain_argmax) {
   return matches;
 }
 
-// Softmaxes, pseudo labels, delta and the group's sums. `prob` holds the group's rows, [2(1+mu), K].
+// The delta term alone gives its labeled rows none.
+template <typename T, typename A>
+bool has_gradient(const SslLoss<T, A>& p, int r) {
+  return !p.delta_alone() || r % (1 + p.mu) != 0;
+}
+
+// Softmaxes, pseudo labels, delta and the group's sums. `prob` holds the group's rows, [2(1+mu), K]; they are left
+// where their gradients will be.
 template <typename T, typename A>
 void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
-  const int rows = p.rows(), classes = p.classes;
+  const int rows = p.rows();
+  const int64_t classes = p.classes;
   A* row_max = p.row_max + i * rows;
   A* row_sum = p.row_sum + i * rows;
+  for (int r = 0; r < rows; ++r) {
+    const T* logits = p.logits.row(i, r, p.mu, classes);
+    for (int64_t k = 0; k < classes; ++k) prob[r * classes + k] = A(logits[k]);
+  }
+  softmax_rows(prob, rows, classes, row_max, row_sum, argmax);
   for (int r = 0; r < rows; ++r)
-    argmax[r] =
-        softmax_row(p.logits.row(i, r, p.mu, classes), classes, prob + int64_t{r} * classes, row_max + r, row_sum + r);
+    if (has_gradient(p, r)) std::copy_n(prob + r * classes, classes, p.grad.row(i, r, p.mu, classes));
   const int matches = label_group(p, i, argmax);
   auto sum = [&](GroupSum what) -> A& { return p.group_sum[what * p.batch + i]; };
   for (int what = 0; what < kGroupSums; ++what) sum(GroupSum(what)) = A(0);
@@ -96,44 +160,33 @@ void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
   A* delta = p.delta + i * classes;
   const A* labeled_strong = prob + int64_t{1 + p.mu} * classes;
 #pragma omp simd
-  for (int k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - prob[k];
+  for (int64_t k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - prob[k];
   for (int j = 0; j < p.mu; ++j) {
     const A share = p.share[i * p.mu + j];
     const A* weak = prob + int64_t{1 + j} * classes;
     const A* strong = prob + int64_t{2 + p.mu + j} * classes;
 #pragma omp simd
-    for (int k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
+    for (int64_t k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
   }
   A squared = 0;
 #pragma omp simd reduction(+ : squared)
-  for (int k = 0; k < classes; ++k) squared += delta[k] * delta[k];
+  for (int64_t k = 0; k < classes; ++k) squared += delta[k] * delta[k];
   sum(kSquaredDelta) = squared;
 }
 
 template <typename T, typename A>
-void backward_group(const SslLoss<T, A>& p, int64_t i, const A* prob, const A* total) {
-  const A* delta = p.delta + i * p.classes;
-  for (int r = 0; r < p.rows(); ++r) {
-    if (p.delta_alone() && r % (1 + p.mu) == 0) continue;
-    const A* row = prob + int64_t{r} * p.classes;
-    A* out = p.grad.row(i, r, p.mu, p.classes);
-    const RowGrad<A> g = row_grad(p, i, r, total);
-    A dot = 0;
-#pragma omp simd reduction(+ : dot)
-    for (int k = 0; k < p.classes; ++k) dot += row[k] * delta[k];
-#pragma omp simd
-    for (int k = 0; k < p.classes; ++k) out[k] = grad_element(g, k, row[k], delta[k], dot);
-  }
+void backward_group(const SslLoss<T, A>& p, int64_t i, const A* total) {
+  for (int r = 0; r < p.rows(); ++r)
+    if (has_gradient(p, r))
+      gradient_row(row_grad(p, i, r, total), p.grad.row(i, r, p.mu, p.classes), p.delta + i * p.classes, p.classes);
 }
 
 template <typename T, typename A>
-void walk_groups(const SslLoss<T, A>& p, const at::TensorOptions& options) {
-  const int64_t group_size = int64_t{p.rows()} * p.classes;
-  const at::Tensor prob = at::empty({p.batch * group_size}, options.dtype(c10::CppTypeToScalarType<A>::value));
-  A* prob_data = prob.mutable_data_ptr<A>();
+void walk_groups(const SslLoss<T, A>& p) {
   at::parallel_for(0, p.batch, kGroupsPerTask, [&](int64_t begin, int64_t end) {
     std::vector<int> argmax(p.rows());
-    for (int64_t i = begin; i < end; ++i) forward_group(p, i, prob_data + i * group_size, argmax.data());
+    std::vector<A> prob(int64_t{p.rows()} * p.classes);
+    for (int64_t i = begin; i < end; ++i) forward_group(p, i, prob.data(), argmax.data());
   });
   A total[kGroupSums];
   for (int what = 0; what < kGroupSums; ++what) {
@@ -142,22 +195,21 @@ void walk_groups(const SslLoss<T, A>& p, const at::TensorOptions& options) {
   }
   write_parts(p, total);
   at::parallel_for(0, p.batch, kGroupsPerTask, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) backward_group(p, i, prob_data + i * group_size, total);
+    for (int64_t i = begin; i < end; ++i) backward_group(p, i, total);
   });
 }
 
 // Labels are looked at before any is used as an index; on a GPU the kernel asserts instead.
 struct Cpu {
   struct Scope {
-    explicit Scope(const at::Tensor& like) : options(like.options()) {}
-    at::TensorOptions options;
+    explicit Scope(const at::Tensor&) {}
   };
   template <typename T, typename A>
-  static void run(const SslLoss<T, A>& p, const Scope& scope) {
+  static void run(const SslLoss<T, A>& p, const Scope&) {
     for (int64_t i = 0; !p.delta_alone() && i < p.batch; ++i)
       TORCH_CHECK_INDEX(p.labels[i] >= 0 && p.labels[i] < p.classes, "labels[", i, "] = ", p.labels[i],
                         " is outside [0, ", p.classes, ")");
-    walk_groups(p, scope.options);
+    walk_groups(p);
   }
 };
 

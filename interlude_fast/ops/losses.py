@@ -170,38 +170,6 @@ def delta_consistency_loss(
     return reference.delta_consistency_loss(*tensors, match)
 
 
-def _first_order_only(name: str) -> None:
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{name} computes its gradient in the forward pass and has no second derivative; "
-            f"use interlude_fast.reference.{name} where create_graph=True is needed"
-        )
-
-
-def _head_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.dtype = inputs[0].dtype
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(output[2])
-
-
-def _head_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple:
-    _first_order_only("interlude_loss")
-    (grad_logits,) = ctx.saved_tensors
-    return ((grad_logits * grad_loss).to(ctx.dtype), *[None] * 12)
-
-
-def _delta_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.dtype = inputs[2].dtype
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
-
-
-def _delta_backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple:
-    _first_order_only("delta_consistency_loss")
-    weak, strong = ctx.saved_tensors
-    return None, None, (weak * grad_loss).to(ctx.dtype), (strong * grad_loss).to(ctx.dtype), None
-
-
 def _arithmetic(like: Tensor) -> torch.dtype:
     return torch.float64 if like.dtype == torch.float64 else torch.float32
 
@@ -223,8 +191,3 @@ if status().loaded:
     @torch.library.register_fake("interlude_fast::delta_consistency_loss")
     def _delta_fake(weak: Tensor, strong: Tensor, *unlabeled: Any) -> tuple[Tensor, ...]:
         return _fake_outputs(*unlabeled[:2])
-
-    torch.library.register_autograd("interlude_fast::interlude_loss", _head_backward, setup_context=_head_context)
-    torch.library.register_autograd(
-        "interlude_fast::delta_consistency_loss", _delta_backward, setup_context=_delta_context
-    )

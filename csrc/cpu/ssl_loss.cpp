@@ -17,70 +17,69 @@ namespace {
 
 constexpr int64_t kGroupsPerTask = 8;
 
-// Softmax in place of `rows` rows, one after another; their maxima and sums are kept for the cross-entropy. The
-// exponentials are one loop over all rows, which a loop for each would leave half unvectorized for few classes.
+// Softmaxes of `rows` rows, which lie one after another in `value` and are used up, into out[row]; maxima and sums
+// are kept for the cross-entropy. The exponentials are one loop over all rows: a loop for each would leave much of
+// it unvectorized where classes are few.
 template <typename A>
-IF_INLINE void softmax_in_place(A* __restrict value, int64_t rows, int64_t classes, A* __restrict row_max,
-                                A* __restrict row_sum, int* __restrict argmax) {
+IF_INLINE void softmax_of_rows(A* value, int64_t rows, int64_t classes, A* const* out, A* row_max, A* row_sum) {
   for (int64_t r = 0; r < rows; ++r) {
     A* row = value + r * classes;
     A max = row[0];
 #pragma omp simd reduction(max : max)
     for (int64_t k = 1; k < classes; ++k) max = row[k] > max ? row[k] : max;
-    int64_t best = 0;
-    while (best < classes - 1 && row[best] != max) ++best;
-    argmax[r] = int(best), row_max[r] = max;
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) row[k] -= max;
+    row_max[r] = max;
   }
 #pragma omp simd
   for (int64_t i = 0; i < rows * classes; ++i) value[i] = exp_nonpositive(value[i]);
   for (int64_t r = 0; r < rows; ++r) {
-    A* row = value + r * classes;
+    const A* row = value + r * classes;
     A sum = 0;
 #pragma omp simd reduction(+ : sum)
     for (int64_t k = 0; k < classes; ++k) sum += row[k];
     const A scale = A(1) / sum;
+    A* prob = out[r];
 #pragma omp simd
-    for (int64_t k = 0; k < classes; ++k) row[k] *= scale;
+    for (int64_t k = 0; k < classes; ++k) prob[k] = row[k] * scale;
     row_sum[r] = sum;
   }
 }
 
-IF_VECTORIZED void softmax_rows(float* value, int64_t rows, int64_t classes, float* row_max, float* row_sum,
-                                int* argmax) {
-  softmax_in_place(value, rows, classes, row_max, row_sum, argmax);
+IF_VECTORIZED void softmax_rows(float* value, int64_t rows, int64_t classes, float* const* out, float* row_max,
+                                float* row_sum) {
+  softmax_of_rows(value, rows, classes, out, row_max, row_sum);
 }
 
-void softmax_rows(double* value, int64_t rows, int64_t classes, double* row_max, double* row_sum, int* argmax) {
-  softmax_in_place(value, rows, classes, row_max, row_sum, argmax);
+void softmax_rows(double* value, int64_t rows, int64_t classes, double* const* out, double* row_max, double* row_sum) {
+  softmax_of_rows(value, rows, classes, out, row_max, row_sum);
 }
 
 // A row's softmax becomes its gradient.
 template <typename A>
-IF_INLINE void gradient_in_place(const RowGrad<A>& g, A* __restrict row, const A* __restrict delta, int64_t classes) {
+IF_INLINE void gradient_of_row(const RowGrad<A>& g, A* row, const A* delta, int64_t classes) {
   A dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t k = 0; k < classes; ++k) dot += row[k] * delta[k];
-  const RowGrad<A> without_target{g.ce_scale, -1, g.delta_scale};
   if (g.target < 0) {
 #pragma omp simd
-    for (int64_t k = 0; k < classes; ++k) row[k] = grad_element(without_target, 0, row[k], delta[k], dot);
+    for (int64_t k = 0; k < classes; ++k)
+      row[k] = grad_element(RowGrad<A>{A(0), -1, g.delta_scale}, 0, row[k], delta[k], dot);
     return;
   }
   const A at_target = grad_element(g, g.target, row[g.target], delta[g.target], dot);
-  const RowGrad<A> elsewhere{g.ce_scale, 0, g.delta_scale};
 #pragma omp simd
-  for (int64_t k = 0; k < classes; ++k) row[k] = grad_element(elsewhere, 1, row[k], delta[k], dot);
+  for (int64_t k = 0; k < classes; ++k)
+    row[k] = grad_element(RowGrad<A>{g.ce_scale, 0, g.delta_scale}, 1, row[k], delta[k], dot);
   row[g.target] = at_target;
 }
 
 IF_VECTORIZED void gradient_row(const RowGrad<float>& g, float* row, const float* delta, int64_t classes) {
-  gradient_in_place(g, row, delta, classes);
+  gradient_of_row(g, row, delta, classes);
 }
 
 void gradient_row(const RowGrad<double>& g, double* row, const double* delta, int64_t classes) {
-  gradient_in_place(g, row, delta, classes);
+  gradient_of_row(g, row, delta, classes);
 }
 
 // Pseudo label and its confidence where q is not the plain softmax.
@@ -97,18 +96,28 @@ int shifted_pseudo_label(const SslLoss<T, A>& p, const T* logits, A* confidence)
   return best;
 }
 
+// The class whose logit is the row's maximum; of a row of NaN, one of them.
+template <typename T, typename A>
+int first_equal(const T* logits, int classes, A max) {
+  int k = 0;
+  while (k < classes - 1 && A(logits[k]) != max) ++k;
+  return k;
+}
+
 // Pseudo labels of one group: target (-1 below the threshold) and the rows that enter delta_u.
 template <typename T, typename A>
-int label_group(const SslLoss<T, A>& p, int64_t i, const int* plain_argmax) {
+int label_group(const SslLoss<T, A>& p, int64_t i) {
   const bool plain = p.temperature == A(1) && !p.pseudo_label_bias;
   int matches = 0;
   for (int j = 0; j < p.mu; ++j) {
     const int64_t pair = i * p.mu + j;
     bool match = p.match ? p.match[pair] : true;
     if (!p.delta_alone()) {
-      int label = plain_argmax[1 + j];
-      A confidence = A(1) / p.row_sum[i * p.rows() + 1 + j];
-      if (!plain) label = shifted_pseudo_label(p, p.logits.row(i, 1 + j, p.mu, p.classes), &confidence);
+      const T* logits = p.logits.row(i, 1 + j, p.mu, p.classes);
+      const int64_t row = i * p.rows() + 1 + j;
+      A confidence = A(1) / p.row_sum[row];
+      const int label =
+          plain ? first_equal(logits, p.classes, p.row_max[row]) : shifted_pseudo_label(p, logits, &confidence);
       p.target[pair] = over_threshold(p, confidence, label) ? label : -1;
       match = !p.per_class || label == p.labels[i];
     }
@@ -126,22 +135,20 @@ bool has_gradient(const SslLoss<T, A>& p, int r) {
   return !p.delta_alone() || r % (1 + p.mu) != 0;
 }
 
-// Softmaxes, pseudo labels, delta and the group's sums. `prob` holds the group's rows, [2(1+mu), K]; they are left
-// where their gradients will be.
+// Softmaxes, pseudo labels, delta and the group's sums. `work` is the group's size; softmaxes are left where their
+// gradients will be, at prob[row].
 template <typename T, typename A>
-void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
+void forward_group(const SslLoss<T, A>& p, int64_t i, A* work, A** prob) {
   const int rows = p.rows();
   const int64_t classes = p.classes;
   A* row_max = p.row_max + i * rows;
   A* row_sum = p.row_sum + i * rows;
   for (int r = 0; r < rows; ++r) {
-    const T* logits = p.logits.row(i, r, p.mu, classes);
-    for (int64_t k = 0; k < classes; ++k) prob[r * classes + k] = A(logits[k]);
+    std::copy_n(p.logits.row(i, r, p.mu, classes), classes, work + r * classes);
+    prob[r] = has_gradient(p, r) ? p.grad.row(i, r, p.mu, classes) : work + r * classes;
   }
-  softmax_rows(prob, rows, classes, row_max, row_sum, argmax);
-  for (int r = 0; r < rows; ++r)
-    if (has_gradient(p, r)) std::copy_n(prob + r * classes, classes, p.grad.row(i, r, p.mu, classes));
-  const int matches = label_group(p, i, argmax);
+  softmax_rows(work, rows, classes, prob, row_max, row_sum);
+  const int matches = label_group(p, i);
   auto sum = [&](GroupSum what) -> A& { return p.group_sum[what * p.batch + i]; };
   for (int what = 0; what < kGroupSums; ++what) sum(GroupSum(what)) = A(0);
   sum(kMatched) = matches > 0;
@@ -158,13 +165,12 @@ void forward_group(const SslLoss<T, A>& p, int64_t i, A* prob, int* argmax) {
     }
   }
   A* delta = p.delta + i * classes;
-  const A* labeled_strong = prob + int64_t{1 + p.mu} * classes;
+  const A *labeled_weak = prob[0], *labeled_strong = prob[1 + p.mu];
 #pragma omp simd
-  for (int64_t k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - prob[k];
+  for (int64_t k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - labeled_weak[k];
   for (int j = 0; j < p.mu; ++j) {
     const A share = p.share[i * p.mu + j];
-    const A* weak = prob + int64_t{1 + j} * classes;
-    const A* strong = prob + int64_t{2 + p.mu + j} * classes;
+    const A *weak = prob[1 + j], *strong = prob[2 + p.mu + j];
 #pragma omp simd
     for (int64_t k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
   }
@@ -184,9 +190,9 @@ void backward_group(const SslLoss<T, A>& p, int64_t i, const A* total) {
 template <typename T, typename A>
 void walk_groups(const SslLoss<T, A>& p) {
   at::parallel_for(0, p.batch, kGroupsPerTask, [&](int64_t begin, int64_t end) {
-    std::vector<int> argmax(p.rows());
-    std::vector<A> prob(int64_t{p.rows()} * p.classes);
-    for (int64_t i = begin; i < end; ++i) forward_group(p, i, prob.data(), argmax.data());
+    std::vector<A*> prob(p.rows());
+    std::vector<A> work(int64_t{p.rows()} * p.classes);
+    for (int64_t i = begin; i < end; ++i) forward_group(p, i, work.data(), prob.data());
   });
   A total[kGroupSums];
   for (int what = 0; what < kGroupSums; ++what) {

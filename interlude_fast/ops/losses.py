@@ -70,33 +70,39 @@ def interlude_loss(
         ValueError: shapes or devices that do not fit, mu < 1, temperature <= 0, an unknown delta or layout.
         IndexError: a label outside [0, K) (on the CPU; on a GPU the kernel's assertion fails).
     """
-    _check_head(logits, labels, mu, temperature, delta, layout)
-    per_class_tau = thresholds if isinstance(thresholds, Tensor) else None
-    if per_class_tau is not None and per_class_tau.numel() == 1 and per_class_tau.shape != logits.shape[1:]:
-        per_class_tau = per_class_tau.reshape(1).expand(logits.shape[1])
-    checks.per_class(per_class_tau, "thresholds", logits)
+    checks.positive(temperature, "temperature")
+    if delta not in ("mean", "per_class"):
+        raise ValueError(f"delta must be 'mean' or 'per_class', got {delta!r}")
+    if layout not in ("interdigitated", "separate"):
+        raise ValueError(f"layout must be 'interdigitated' or 'separate', got {layout!r}")
+    tau, by_class = (0.0, thresholds) if isinstance(thresholds, Tensor) else (thresholds, None)
+    if by_class is not None and by_class.numel() == 1 and logits.dim() == 2 and by_class.shape != logits.shape[1:]:
+        by_class = by_class.reshape(1).expand(logits.shape[1])
+    numbers = (tau, by_class, lambda_u, lambda_dc, temperature, delta == "per_class", layout == "interdigitated")
+    if compiled_for(logits):  # which checks the rest itself, ten times faster than Python does
+        for name, x in (("labels", labels), ("thresholds", by_class), ("class_weights", class_weights),
+                        ("pseudo_label_bias", pseudo_label_bias), ("ramps", ramps)):  # fmt: skip
+            if x is not None:
+                checks.same_device(x, name, logits, "logits")
+        total, parts, _, targets = torch.ops.interlude_fast.interlude_loss.default(
+            logits, labels, mu, *numbers, class_weights, pseudo_label_bias, ramps
+        )
+        return InterludeLoss._make((total, *parts.unbind(), targets))
+    _check_head(logits, labels, mu)
+    checks.per_class(by_class, "thresholds", logits)
     checks.per_class(class_weights, "class_weights", logits)
     checks.per_class(pseudo_label_bias, "pseudo_label_bias", logits)
     if ramps is not None:
         checks.floating(ramps, "ramps")
         checks.shape(ramps, "ramps", (2,))
         checks.same_device(ramps, "ramps", logits, "logits")
-    tau = 0.0 if isinstance(thresholds, Tensor) else thresholds
-    flags = delta == "per_class", layout == "interdigitated", class_weights, pseudo_label_bias, ramps
-    if not compiled_for(logits):
-        checks.label_values(labels, logits.shape[1])
-        return InterludeLoss(
-            *reference.interlude_loss(
-                logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
-            )
-        )
-    total, parts, _, targets = torch.ops.interlude_fast.interlude_loss(
-        logits, labels, mu, tau, per_class_tau, lambda_u, lambda_dc, temperature, *flags
+    checks.label_values(labels, logits.shape[1])
+    return InterludeLoss(
+        *reference.interlude_loss(logits, labels, mu, *numbers, class_weights, pseudo_label_bias, ramps)
     )
-    return InterludeLoss._make((total, *parts.unbind(), targets))
 
 
-def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, delta: str, layout: str) -> None:
+def _check_head(logits: Tensor, labels: Tensor, mu: int) -> None:
     checks.floating(logits, "logits")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}")
@@ -113,11 +119,6 @@ def _check_head(logits: Tensor, labels: Tensor, mu: int, temperature: float, del
             f"got {logits.shape[0]}"
         )
     checks.same_device(labels, "labels", logits, "logits")
-    checks.positive(temperature, "temperature")
-    if delta not in ("mean", "per_class"):
-        raise ValueError(f"delta must be 'mean' or 'per_class', got {delta!r}")
-    if layout not in ("interdigitated", "separate"):
-        raise ValueError(f"layout must be 'interdigitated' or 'separate', got {layout!r}")
 
 
 def delta_consistency_loss(

@@ -55,22 +55,48 @@ void softmax_rows(double* value, int64_t rows, int64_t classes, double* const* o
   softmax_of_rows(value, rows, classes, out, row_max, row_sum);
 }
 
+// delta_u - delta_l of a group, whose softmaxes are prob[row], and its squared norm.
+template <typename A>
+IF_INLINE A delta_of_rows(const A* const* prob, const A* share, int64_t mu, int64_t classes, A* __restrict delta) {
+  const A *labeled_weak = prob[0], *labeled_strong = prob[1 + mu];
+#pragma omp simd
+  for (int64_t k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - labeled_weak[k];
+  for (int64_t j = 0; j < mu; ++j) {
+    const A s = share[j], *weak = prob[1 + j], *strong = prob[2 + mu + j];
+#pragma omp simd
+    for (int64_t k = 0; k < classes; ++k) delta[k] += s * (weak[k] - strong[k]);
+  }
+  A squared = 0;
+#pragma omp simd reduction(+ : squared)
+  for (int64_t k = 0; k < classes; ++k) squared += delta[k] * delta[k];
+  return squared;
+}
+
+IF_VECTORIZED float delta_of_group(const float* const* prob, const float* share, int64_t mu, int64_t classes,
+                                   float* delta) {
+  return delta_of_rows(prob, share, mu, classes, delta);
+}
+
+double delta_of_group(const double* const* prob, const double* share, int64_t mu, int64_t classes, double* delta) {
+  return delta_of_rows(prob, share, mu, classes, delta);
+}
+
 // A row's softmax becomes its gradient.
 template <typename A>
-IF_INLINE void gradient_of_row(const RowGrad<A>& g, A* row, const A* delta, int64_t classes) {
+IF_INLINE void gradient_of_row(const RowGrad<A> g, A* __restrict row, const A* __restrict delta, int64_t classes) {
   A dot = 0;
 #pragma omp simd reduction(+ : dot)
   for (int64_t k = 0; k < classes; ++k) dot += row[k] * delta[k];
   if (g.target < 0) {
 #pragma omp simd
-    for (int64_t k = 0; k < classes; ++k)
-      row[k] = grad_element(RowGrad<A>{A(0), -1, g.delta_scale}, 0, row[k], delta[k], dot);
+    for (int64_t k = 0; k < classes; ++k) row[k] = delta_gradient(g, row[k], delta[k], dot);
     return;
   }
+  // Class 1 beside target 0 stands for every class beside the target: no comparison in the loop.
+  const RowGrad<A> elsewhere{g.ce_scale, 0, g.delta_scale};
   const A at_target = grad_element(g, g.target, row[g.target], delta[g.target], dot);
 #pragma omp simd
-  for (int64_t k = 0; k < classes; ++k)
-    row[k] = grad_element(RowGrad<A>{g.ce_scale, 0, g.delta_scale}, 1, row[k], delta[k], dot);
+  for (int64_t k = 0; k < classes; ++k) row[k] = grad_element(elsewhere, 1, row[k], delta[k], dot);
   row[g.target] = at_target;
 }
 
@@ -164,20 +190,7 @@ void forward_group(const SslLoss<T, A>& p, int64_t i, A* work, A** prob) {
       sum(kPseudoCe) += cross_entropy(A(p.logits.row(i, r, p.mu, classes)[target]), row_max[r], row_sum[r]);
     }
   }
-  A* delta = p.delta + i * classes;
-  const A *labeled_weak = prob[0], *labeled_strong = prob[1 + p.mu];
-#pragma omp simd
-  for (int64_t k = 0; k < classes; ++k) delta[k] = labeled_strong[k] - labeled_weak[k];
-  for (int j = 0; j < p.mu; ++j) {
-    const A share = p.share[i * p.mu + j];
-    const A *weak = prob[1 + j], *strong = prob[2 + p.mu + j];
-#pragma omp simd
-    for (int64_t k = 0; k < classes; ++k) delta[k] += share * (weak[k] - strong[k]);
-  }
-  A squared = 0;
-#pragma omp simd reduction(+ : squared)
-  for (int64_t k = 0; k < classes; ++k) squared += delta[k] * delta[k];
-  sum(kSquaredDelta) = squared;
+  sum(kSquaredDelta) = delta_of_group(prob, p.share + i * p.mu, p.mu, classes, p.delta + i * classes);
 }
 
 template <typename T, typename A>

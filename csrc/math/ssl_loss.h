@@ -121,11 +121,17 @@ IF_HD RowGrad<A> row_grad(const SslLoss<T, A>& p, int64_t group, int row_in_grou
   return g;
 }
 
-// d total / d logit_k for a row with softmax `prob`; `dot` = <softmax, delta> of the row.
+// The delta term's part of the gradient; `dot` = <softmax, delta> of the row.
+template <typename A>
+IF_HD A delta_gradient(const RowGrad<A>& g, A prob, A delta, A dot) {
+  return g.delta_scale * prob * (delta - dot);
+}
+
+// d total / d logit_k for a row with softmax `prob`.
 template <typename A>
 IF_HD A grad_element(const RowGrad<A>& g, int k, A prob, A delta, A dot) {
   const A ce = g.target < 0 ? A(0) : g.ce_scale * (prob - (k == g.target ? A(1) : A(0)));
-  return ce + g.delta_scale * prob * (delta - dot);
+  return ce + delta_gradient(g, prob, delta, dot);
 }
 
 }  // namespace interlude

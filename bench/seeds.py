@@ -34,9 +34,10 @@ from interlude_fast.data.batch import Batch
 from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.ops import checks
+from interlude_fast.train.device import autocast
 from interlude_fast.train.loop import Run, prepare
 from interlude_fast.train.optim import learning_rate_factor
-from interlude_fast.train.step import autocast, train_step
+from interlude_fast.train.step import train_step
 
 from . import harness
 

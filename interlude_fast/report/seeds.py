@@ -14,10 +14,10 @@ from interlude_fast.config import Config, merge_config
 from interlude_fast.data.decode import cores
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.train.checkpoint import write_atomically
+from interlude_fast.train.device import resolve_device
 from interlude_fast.train.loop import load_data, resolve
 from interlude_fast.train.memory import runs_at_once
 from interlude_fast.train.selection import BY_VALIDATION
-from interlude_fast.train.step import resolve_device
 
 from .figures import NETWORKS, show_errors, summary
 from .grid import make_cells

@@ -15,21 +15,14 @@ from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split
 from interlude_fast.errors import MemoryExhausted
 
+from .device import computes_in_bf16, resolve_device
 from .loop import load_data
 from .memory import GIB, USABLE, Estimate, Need
 from .room import room
-from .step import resolve_device
 
 # No network saves this many times the bytes of its input; what is far from the machine's memory is not traced.
 MOST_PER_INPUT = 4000
 SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc", "ALLOC_FAILED")
-
-
-def computes_in_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def gib(count: float) -> str:

@@ -30,9 +30,9 @@ from interlude_fast.methods import Method, build_method
 from interlude_fast.models import Network, Shape
 
 from .build import build_network
+from .device import autocast, image_dtype, resolve_device, resolve_precision
 from .loop import problem, resolve
 from .room import room
-from .step import autocast, resolve_device, resolve_precision
 
 GIB = 2**30
 # Share of a device's memory that an advised batch may take: allocators and libraries take some themselves.
@@ -104,7 +104,7 @@ class Need:
         self.config, self.source, self.split = resolve(config), source, split
         t = config.train
         self.device = resolve_device(t.device)
-        self.precision: Precision = resolve_precision(t.precision, self.device)
+        self.precision: Precision = resolve_precision(t.precision, self.device, source.size)
         self.pipeline = choose_pipeline(config.data.pipeline, source, self.device)[0]
 
     @cached_property
@@ -156,7 +156,7 @@ class Need:
     def _step(self, order: RowOrder, precision: Precision) -> None:
         """Batch, forward, backward, as train/step.py does."""
         _, method, network, average = self._parts
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = image_dtype(precision)
         items = torch.zeros(order.batch, order.mu, dtype=torch.int64)
         labels, number = torch.zeros(order.batch, dtype=torch.int64), torch.tensor(0)
         batch = Batch(self._rows(order.count, dtype), labels, order, items, number)

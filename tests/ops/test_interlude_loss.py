@@ -194,6 +194,16 @@ def test_only_the_total_has_a_gradient_and_it_scales(device, dtype):
     assert all(part.dim() == 0 for part in parts)
 
 
+def test_gradients_may_be_asked_for_twice_and_written_to(device):
+    logits, *rest = example(device, (3, 2, 4))
+    expected = with_gradient(fused, logits, *rest)[-1]
+    total = fused(logits.requires_grad_(), *rest)[0]
+    torch.autograd.grad(total, logits, retain_graph=True)[0].zero_()
+    torch.testing.assert_close(torch.autograd.grad(total, logits)[0], expected, rtol=0, atol=0)
+    with torch.inference_mode():
+        assert not fused(logits, *rest)[0].requires_grad
+
+
 @pytest.mark.usefixtures("kernels")
 def test_second_derivative_is_refused(device):
     logits, *rest = example(device, (3, 2, 4))

@@ -79,7 +79,7 @@ def interlude_loss(
     if by_class is not None and by_class.numel() == 1 and logits.dim() == 2 and by_class.shape != logits.shape[1:]:
         by_class = by_class.reshape(1).expand(logits.shape[1])
     numbers = (tau, by_class, lambda_u, lambda_dc, temperature, delta == "per_class", layout == "interdigitated")
-    if compiled_for(logits):  # which checks the rest itself, ten times faster than Python does
+    if compiled_for(logits):  # whose own checks of shapes and dtypes cost less than Python's
         for name, x in (("labels", labels), ("thresholds", by_class), ("class_weights", class_weights),
                         ("pseudo_label_bias", pseudo_label_bias), ("ramps", ramps)):  # fmt: skip
             if x is not None:

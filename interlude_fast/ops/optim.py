@@ -60,7 +60,7 @@ def sgd_ema_(
         TypeError, ValueError: a dtype, length, layout, device or number other than the above.
     """
     settings = (scales, weight_decays, momentum, nesterov, ema_decay, shrink, gradient_scale, found_inf)
-    if compiled_for(lr):  # whose own checks walk the tensors ten times faster than Python does
+    if compiled_for(lr):  # whose own checks walk the tensors faster than Python does
         with torch.no_grad():
             torch.ops.interlude_fast.sgd_ema_(parameters, gradients, momenta, shadows, lr, *settings)
         return

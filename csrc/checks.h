@@ -22,6 +22,12 @@ inline void check_same_device(const at::Tensor& t, const char* name, const at::T
                     like.device());
 }
 
+inline void check_like(const at::Tensor& t, const char* name, const at::Tensor& like, const char* like_name) {
+  TORCH_CHECK_TYPE(t.scalar_type() == like.scalar_type(), name, " is ", t.scalar_type(), " but ", like_name, " is ",
+                   like.scalar_type());
+  check_same_device(t, name, like, like_name);
+}
+
 inline void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK_VALUE(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
 }
@@ -38,6 +44,25 @@ inline void check_fusion(const at::Tensor& x, double alpha, int64_t shift) {
   TORCH_CHECK_VALUE(x.dim() >= 1, "x must have a row dimension, got a scalar");
   TORCH_CHECK_VALUE(alpha >= 0 && alpha < 1, "alpha must lie in [0, 1), got ", alpha);
   TORCH_CHECK_VALUE(shift == 1 || shift == -1, "shift must be 1 or -1, got ", shift);
+}
+
+inline void check_conv3x3(const at::Tensor& x, const at::Tensor& weight, const std::optional<at::Tensor>& bias) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(x.dim() == 4, "x must be [N, C, H, W], got ", x.sizes());
+  TORCH_CHECK_VALUE(weight.dim() == 4, "weight must be [K, C, 3, 3], got ", weight.sizes());
+  check_shape(weight, "weight", {weight.size(0), x.size(1), 3, 3});
+  check_like(weight, "weight", x, "x");
+  if (!bias) return;
+  check_shape(*bias, "bias", {weight.size(0)});
+  check_like(*bias, "bias", x, "x");
+}
+
+inline void check_conv3x3_weight(const at::Tensor& x, const at::Tensor& grad) {
+  check_floating(x, "x");
+  TORCH_CHECK_VALUE(x.dim() == 4, "x must be [N, C, H, W], got ", x.sizes());
+  TORCH_CHECK_VALUE(grad.dim() == 4, "grad must be [N, K, H, W], got ", grad.sizes());
+  check_shape(grad, "grad", {x.size(0), grad.size(1), x.size(2), x.size(3)});
+  check_like(grad, "grad", x, "x");
 }
 
 // Formats whose rows (dimension 0) lie one after another in memory need no copy.

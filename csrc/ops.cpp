@@ -5,8 +5,12 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
+#include "conv3x3_problem.h"
+
 TORCH_LIBRARY(interlude_fast, m) {
   m.def("circular_shift_fusion(Tensor x, float alpha, int shift) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
+  m.def("conv3x3_weight(Tensor x, Tensor grad) -> Tensor");
   m.def(
       "sample_rows(Tensor step, int seed, int labeled, int unlabeled, int batch, int mu) -> "
       "(Tensor labeled_items, Tensor unlabeled_items)");
@@ -36,6 +40,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_version") = pybind11::none();
   m.attr("cuda_archs") = "";
 #endif
+  m.attr("vector_unit") = interlude::conv3x3_avx2() ? "AVX2" : "";
 #if defined(__clang__)
   m.attr("compiler") = "clang " __clang_version__;
 #elif defined(__GNUC__)

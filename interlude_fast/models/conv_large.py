@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from interlude_fast.errors import ConfigError
 
 from .base import Network, NetworkOptions, Shape
+from .conv import Conv2d
 from .fusion import EmbeddingFusion
 
 # (output channels, kernel, padding) of every convolution; the first two stages end in max pooling and dropout.
@@ -51,7 +52,7 @@ class ConvLarge(Network):
         for stage in STAGES:
             for outputs, kernel, padding in stage:
                 number += 1
-                convolution = nn.Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
+                convolution = Conv2d(inputs, outputs, kernel, padding=padding, bias=False)
                 norm = nn.BatchNorm2d(outputs, momentum=options.bn_momentum)
                 self.add_module(f"block{number}", nn.Sequential(convolution, norm))
                 inputs = outputs

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from .base import Network, NetworkOptions, Shape
+from .conv import Conv2d
 from .fusion import EmbeddingFusion
 
 BLOCKS, STAGES = 4, 3  # 26 layers: 3 stages of 4 blocks of 2 convolutions, stem and classifier
@@ -43,7 +44,7 @@ class Shift(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, momentum: float) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(2 * inputs, outputs, 1, groups=2)
+        self.conv = Conv2d(2 * inputs, outputs, 1, groups=2)
         self.bn = nn.BatchNorm2d(outputs, momentum=momentum)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -57,16 +58,16 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, momentum: float) -> None:
         super().__init__()
         for branch in "ab":
-            self.add_module(f"conv_{branch}1", nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False))
+            self.add_module(f"conv_{branch}1", Conv2d(inputs, outputs, 3, stride, 1, bias=False))
             self.add_module(f"bn_{branch}1", nn.BatchNorm2d(outputs, momentum=momentum))
-            self.add_module(f"conv_{branch}2", nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False))
+            self.add_module(f"conv_{branch}2", Conv2d(outputs, outputs, 3, 1, 1, bias=False))
             self.add_module(f"bn_{branch}2", nn.BatchNorm2d(outputs, momentum=momentum))
         self.downsample: nn.Module = nn.Identity()
         if stride > 1:
             self.downsample = Shift(inputs, outputs, momentum)
         elif inputs != outputs:
             norm = nn.BatchNorm2d(outputs, momentum=momentum)
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), norm)
+            self.downsample = nn.Sequential(Conv2d(inputs, outputs, 1, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = (self._branch(x, name) for name in "ab")
@@ -89,7 +90,7 @@ class ShakeShake(Network):
     def __init__(self, options: ShakeShakeOptions, shape: Shape, fusion: EmbeddingFusion) -> None:
         super().__init__()
         self.fusion = fusion
-        self.conv1 = nn.Conv2d(shape.channels, 16, 3, 1, 1, bias=False)
+        self.conv1 = Conv2d(shape.channels, 16, 3, 1, 1, bias=False)
         inputs = 16
         for s in range(1, STAGES + 1):
             outputs, stride = options.width * 2 ** (s - 1), 1 if s == 1 else 2

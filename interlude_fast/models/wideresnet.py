@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from interlude_fast.errors import ConfigError
 
 from .base import Network, NetworkOptions, Shape
+from .conv import Conv2d
 from .fusion import EmbeddingFusion
 
 
@@ -76,13 +77,13 @@ class Block(nn.Module):
         self.slope = o.leaky_slope
         _, bias, eps, _ = o.parametrization()
         self.bn1 = nn.BatchNorm2d(inputs, eps, o.bn_momentum)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
+        self.conv1 = Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
         self.bn2 = nn.BatchNorm2d(outputs, eps, o.bn_momentum)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=bias)
+        self.conv2 = Conv2d(outputs, outputs, 3, 1, 1, bias=bias)
         self.same_shape = inputs == outputs and stride == 1
         self.activates_before_split = is_first and not self.same_shape
         if not self.same_shape:
-            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, 0, bias=bias)
+            self.convShortcut = Conv2d(inputs, outputs, 1, stride, 0, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.same_shape:
@@ -134,7 +135,7 @@ class WideResNet(Network):
         if self.fusion_stage > self.stages:
             raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
         form = options.parametrization()
-        self.conv1 = nn.Conv2d(shape.channels, 16, 3, 1, 1, bias=form.stem_bias)
+        self.conv1 = Conv2d(shape.channels, 16, 3, 1, 1, bias=form.stem_bias)
         inputs = 16
         for s in range(1, self.stages + 1):
             outputs = 16 * options.width * 2 ** (s - 1)

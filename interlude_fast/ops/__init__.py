@@ -8,6 +8,7 @@ whose arithmetic stands in csrc/math/. Without the compiled extension the faces 
 from __future__ import annotations
 
 from .augment import augment_views, randaugment_tables
+from .conv import conv3x3
 from .extension import ExtensionStatus, status, use_reference
 from .fusion import circular_shift_fusion
 from .losses import InterludeLoss, delta_consistency_loss, interlude_loss
@@ -19,6 +20,7 @@ __all__ = [
     "InterludeLoss",
     "augment_views",
     "circular_shift_fusion",
+    "conv3x3",
     "delta_consistency_loss",
     "interlude_loss",
     "randaugment_tables",

@@ -25,6 +25,7 @@ class ExtensionStatus:
     compiler: str = ""
     cuda_version: str | None = None
     cuda_archs: str = ""
+    vector_unit: str = ""  # of this processor, for which there are convolution kernels
 
     def runs_on(self, device: torch.device) -> bool:
         """Whether compiled kernels exist for tensors of this device."""
@@ -46,7 +47,8 @@ def _load() -> ExtensionStatus:
         return ExtensionStatus(False, f"built against another torch than {torch.__version__} ({error})")
     if _minor(_C.torch_version) != _minor(torch.__version__):  # it may load and still misread tensors
         return ExtensionStatus(False, f"built against torch {_C.torch_version}, but {torch.__version__} runs")
-    return ExtensionStatus(True, "", _C.torch_version, _C.compiler, _C.cuda_version, _C.cuda_archs)
+    built = (_C.torch_version, _C.compiler, _C.cuda_version, _C.cuda_archs, _C.vector_unit)
+    return ExtensionStatus(True, "", *built)
 
 
 _status = _load()

@@ -19,10 +19,10 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution with a 3x3 kernel, stride 1 and padding 1, as torch.nn.functional.conv2d computes it.
 
     Channels-last float32 images on a CPU with AVX2 go through Winograd's F(4x4, 3x3): a quarter of the products,
-    other rounding (on normal data 2 to 2.5 times the root mean square error of torch's own float32 convolution; the
-    gradient of the weight is no worse than torch's). Results do not depend on the number of threads. All else
-    (other dtypes, layouts and devices, autocast, fewer than 16 channels, channels that 8 does not divide, few
-    pixels) is torch's convolution.
+    other rounding (on normal data 2 to 2.5 times the root mean square error of torch's own float32 convolution;
+    the gradient of the weight is no worse than torch's). Results do not depend on the number of threads. All else
+    (other dtypes, layouts and devices, autocast, forward-mode differentiation and the other transforms of
+    torch.func, fewer than 16 channels, channels that 8 does not divide, few pixels) is torch's convolution.
 
     Args:
         x: images [N, C, H, W].
@@ -41,7 +41,7 @@ def winograd_runs(x: Tensor, weight: Tensor) -> bool:
     """Whether this convolution is one that the kernels take and that they are faster at."""
     if x.device.type != "cpu" or x.dim() != 4 or not x.dtype == weight.dtype == torch.float32:
         return False
-    if torch.is_autocast_enabled("cpu") or (status().loaded and not status().vector_unit):
+    if torch.is_autocast_enabled("cpu") or (status().loaded and not status().vector_unit) or _transformed():
         return False
     n, inputs, height, width = x.shape
     pixels, tiles = n * height * width, n * -(-height // 4) * -(-width // 4)
@@ -51,6 +51,13 @@ def winograd_runs(x: Tensor, weight: Tensor) -> bool:
         and pixels >= max(LEAST_PIXELS, 8 * tiles)  # no more than half of what is computed lies outside
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which know no rule for the op."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _transposed(weight: Tensor) -> Tensor:

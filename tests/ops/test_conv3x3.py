@@ -181,6 +181,16 @@ def test_other_devices_are_the_library_s():
 
 
 @needs_kernels
+def test_forward_mode_is_the_library_s():
+    x, weight, bias = fitting()
+    _, change = torch.func.jvp(lambda x: ops.conv3x3(x, weight, bias), (x,), (x,))
+    torch.testing.assert_close(change, F.conv2d(x, weight, padding=1))
+    with torch.autograd.forward_ad.dual_level():
+        y = ops.conv3x3(torch.autograd.forward_ad.make_dual(x, x), weight, bias)
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(y).tangent, change)
+
+
+@needs_kernels
 def test_compiles_whole():
     x, weight, bias = (t.requires_grad_() for t in fitting())
     compiled = torch.compile(lambda *t: ops.conv3x3(*t).square().sum(), fullgraph=True, backend="aot_eager")

@@ -23,7 +23,7 @@ from interlude_fast.train.step import update
 
 STAGES = ("whole", "batch", "forward", "loss", "backward", "update")
 BLOCK, MOST = 0.5, 20  # seconds that a timing of whole steps or batches should take, and of how many at most
-# Ways to run our step, the one that stages are timed in last.
+# Ways to run our step. Its stages are those of the eager one: in a graph there are none.
 WAYS = {
     "compiled and captured": {"compile": True, "capture": True},
     "captured": {"compile": False, "capture": True},
@@ -190,7 +190,7 @@ def rows(
     notes = {"precision": first.precision, "workers": cores(), "failed": missing | missing_recipes}
     ways: dict[str, Parts] = {**ours, **theirs}
     for stage in stages:
-        staged = ways if stage == "whole" else dict([*ours.items()][-1:]) | theirs
+        staged = ways if stage == "whole" else {"eager": ours.get("eager", Ours(first)), **theirs}
         sides = {name: Side(way, stage, device) for name, way in staged.items()}
         for side in sides.values():
             side.settle()

@@ -79,7 +79,8 @@ class Batch:
     """One step's input.
 
     Attributes:
-        images: [N, C, H, W], normalized, rows in `order`.
+        images: [N, C, H, W], normalized, rows in `order`; in a job of several processes, and for a method whose
+            rows go through the network together, this process' share of them.
         labels: int64 [B].
         order: what each row is.
         unlabeled_items: int64 [B, mu], positions in the unlabeled set (for methods with per-image state).

@@ -21,8 +21,9 @@ class Plan:
 
     Attributes:
         step: int64 scalar.
-        items: int64 [N], store indices. keys: int64 [N], of the draws. views: int64 [N], 0 weak or 1 strong.
-        labels: int64 [B]. unlabeled_items: int64 [B, mu], positions in the unlabeled set.
+        items: int64 [n], store indices. keys: int64 [n], of the draws. views: int64 [n], 0 weak or 1 strong; of a
+            rank's n rows, or all N.
+        labels: int64 [B]. unlabeled_items: int64 [B, mu], positions in the unlabeled set; of the whole step.
     """
 
     order: RowOrder
@@ -42,13 +43,16 @@ class Sampler:
     """Stateless: `plan(k)` depends on the seed, the sizes and k alone.
 
     Args:
-        order: of the rows of one rank; all `world` ranks together make a step of world * order.batch labeled
-            images, and every image's draws are the same for any number of ranks.
+        order: of the rows of a step.
         paired: whether a labeled image and the unlabeled ones beside it share their draws.
+        rank, world: a plan's rows are the rank-th of `world` equal shares of the step's, one after another.
+
+    Attributes:
+        slots, kinds: of the rows in a plan, as RowOrder.rows gives them. views, keys: as in Plan.
 
     Raises:
         DataError: mu exceeds the number of unlabeled images.
-        ConfigError: a rank outside the world.
+        ConfigError: a rank outside the world, or rows that cannot be shared equally.
     """
 
     def __init__(
@@ -56,31 +60,29 @@ class Sampler:
     ) -> None:
         if order.unlabeled_views and order.mu > len(store.unlabeled):
             raise DataError(f"mu = {order.mu}, but there are only {len(store.unlabeled)} unlabeled images")
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank {rank} of {world}")
-        self.store, self.order, self.seed, self.world = store, order, seed, world
-        self.first = rank * order.batch
-        self.slots, views = (t.to(store.device) for t in order.rows)
-        self.views = views % 2
-        groups = order.groups.to(store.device)
-        # A key is a slot of the whole step: labeled images first, then mu unlabeled ones beside each. The draws of
-        # second views have the keys that follow.
-        labeled_key = groups + self.first
-        unlabeled_key = self.slots - order.batch + order.batch * world + self.first * order.mu
-        keys = labeled_key if paired else torch.where(self.slots < order.batch, labeled_key, unlabeled_key)
-        self.keys = keys + views // 2 * (order.batch * world * (1 + order.mu))
+        if not 0 <= rank < world or order.count % world:
+            raise ConfigError(f"rank {rank} of {world} has no equal share of {order.count} rows")
+        self.store, self.order, self.seed = store, order, seed
+        share = order.count // world
+        mine = slice(rank * share, (rank + 1) * share)
+        self.slots, self.kinds, groups = (t[mine].to(store.device) for t in (*order.rows, order.groups))
+        self.views = self.kinds % 2
+        # The draws of second views have the keys that follow.
+        slots_of_a_step = order.batch * (1 + order.mu)
+        self.keys = (groups if paired else self.slots) + self.kinds // 2 * slots_of_a_step
 
     def on(self, device: torch.device) -> Sampler:
         """One whose plans hold the same integers, made on `device`."""
         other = copy(self)
         other.store = self.store.indices_to(device)
-        other.slots, other.views, other.keys = (t.to(device) for t in (self.slots, self.views, self.keys))
+        for name in ("slots", "kinds", "views", "keys"):
+            setattr(other, name, getattr(self, name).to(device))
         return other
 
     def plan(self, step: int | Tensor) -> Plan:
         """The rows of a step, counted from 0: a number, or an int64 scalar on the store's device, which the host
         then does not know."""
-        order, mine = self.order, slice(self.first, self.first + self.order.batch)
+        order = self.order
         # Filled on the device: no copy to wait for.
         device = self.store.device
         at = step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=device)
@@ -89,9 +91,8 @@ class Sampler:
             seed=self.seed,
             labeled=len(self.store.labeled),
             unlabeled=max(1, len(self.store.unlabeled)),
-            batch=order.batch * self.world,
+            batch=order.batch,
             mu=order.mu if order.unlabeled_views else 0,
         )
-        labeled, unlabeled = labeled[mine], unlabeled[mine]
         slots = torch.cat([self.store.labeled[labeled], self.store.unlabeled[unlabeled].flatten()])
         return Plan(order, at, slots[self.slots], self.keys, self.views, self.store.labels[labeled], unlabeled)

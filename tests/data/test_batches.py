@@ -103,15 +103,18 @@ def test_labeled_images_can_be_kept_out_of_the_unlabeled_set() -> None:
     assert len(store.unlabeled) == 54
 
 
-def test_ranks_take_their_rows_of_one_global_batch() -> None:
-    policy = Policy(flip=True)
-    whole = pipeline(RowOrder(4, 3, BOTH, BOTH, "interdigitated"), policy).batch(5)
-    parts = [
-        pipeline(RowOrder(2, 3, BOTH, BOTH, "interdigitated"), policy, rank=r, world=2).batch(5) for r in (0, 1)
-    ]
+@pytest.mark.parametrize("layout", ["interdigitated", "separate"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_take_their_rows_of_one_global_batch(world: int, layout: str) -> None:
+    order, policy = RowOrder(4, 3, BOTH, BOTH, layout), Policy(flip=True)
+    whole = pipeline(order, policy).batch(5)
+    parts = [pipeline(order, policy, rank=r, world=world).batch(5) for r in range(world)]
     assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
-    assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
-    assert torch.equal(torch.cat([p.unlabeled_items for p in parts]), whole.unlabeled_items)
+    assert {len(p.images) for p in parts} == {order.count // world}
+    for part in parts:  # what is not pixels is of the whole step
+        assert torch.equal(part.labels, whole.labels)
+        assert torch.equal(part.unlabeled_items, whole.unlabeled_items)
+        assert part.order == order
 
 
 def test_mu_beyond_the_unlabeled_set() -> None:

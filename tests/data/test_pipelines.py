@@ -113,7 +113,7 @@ def test_host_reads_a_memory_map_and_copies_each_image_once(tmp_path: Path) -> N
 
 def test_ranks_of_host_make_one_batch() -> None:
     whole = build("resident", RowOrder(4, 3, BOTH, BOTH, "interdigitated")).batch(5)
-    parts = [build("host", RowOrder(2, 3, BOTH, BOTH, "interdigitated"), rank=r, world=2) for r in (0, 1)]
+    parts = [build("host", RowOrder(4, 3, BOTH, BOTH, "interdigitated"), rank=r, world=2) for r in (0, 1)]
     assert torch.equal(torch.cat([p.batch(5).images for p in parts]), whole.images)
     for part in parts:
         part.close()

@@ -50,11 +50,11 @@ class Feeder:
         self.decoded, self.branches = decoded, branches
         self.next = 0
         self.ahead: deque[tuple[int, Plan]] = deque()  # fed, and not yet taken
-        slots, views = sampler.order.rows
-        present, self.sample_of_row = slots.unique(return_inverse=True)
+        views = self.sampler.kinds
+        present, self.sample_of_row = self.sampler.slots.unique(return_inverse=True)
         self.samples = len(present)
-        # For each view its rows, and for each sample one of them, -1 where it has none.
-        self.rows = {int(v): (views == v).nonzero().flatten() for v in views.unique()}
+        # For each view of a step its rows, which may be another rank's all, and for each sample one of them, -1 where it has none.
+        self.rows = {int(v): (views == v).nonzero().flatten() for v in sampler.order.rows[1].unique()}
         self.row_of_sample = {
             v: torch.full((self.samples,), -1).index_copy(0, self.sample_of_row[rows], rows)
             for v, rows in self.rows.items()
@@ -152,7 +152,7 @@ class DaliPipeline:
         self._work_ahead()
         plan, views = self._take()
         device, order = self.sampler.store.device, self.sampler.order
-        images = torch.empty((order.count, *views[0].shape[1:]), dtype=self.dtype, device=device)
+        images = torch.empty((len(self.sampler.slots), *views[0].shape[1:]), dtype=self.dtype, device=device)
         for (rows, samples), view in zip(self.places, views, strict=True):
             images.index_copy_(0, rows, view[samples].to(self.dtype))
         del views

@@ -159,6 +159,7 @@ class TrainConfig(Strict):
     compile: bool | None = Field(None, description="torch.compile; None: where it is the fastest that works")
     capture: bool | None = Field(None, description="the step as one CUDA graph; None: the same")
     budget: Seconds | None = Field(None, description="wall time, e.g. 30m: the schedule is scaled to end in it")
+    sync_batch_norm: bool = Field(False, description="batch norms see the rows of all processes of a job")
     log_every: int = Field(100, ge=1, description="steps between two lines of metrics.jsonl")
     eval_every: int = Field(5000, ge=1, description="steps between two evaluations")
     checkpoint_every: int = Field(5000, ge=1, description="steps between two checkpoints")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
+from interlude_fast.models import Network
 
 from .base import Losses
 
@@ -121,6 +122,13 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def mean_over_ranks(network: nn.Module, gradients: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of the network's parameters that torch.autograd.grad gave, in a job of several processes: a rank's
+    are of its own rows."""
+    shards = network.shards if isinstance(network, Network) else None
+    return tuple(gradients) if shards is None else shards.mean(gradients)
 
 
 def divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -20,7 +20,18 @@ from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 
 from .base import Losses, Method, Problem
-from .parts import INNER_GRADIENTS, combine, divergence, eval_mode, mixup_strength, normalized, per_row, ramp, wide
+from .parts import (
+    INNER_GRADIENTS,
+    combine,
+    divergence,
+    eval_mode,
+    mean_over_ranks,
+    mixup_strength,
+    normalized,
+    per_row,
+    ramp,
+    wide,
+)
 
 Inner = Literal["mse", "kl"]
 # torch's own, when it loads its forward-mode rules.
@@ -59,6 +70,7 @@ def label_gradient(
     runs as it is: in eval mode no image depends on another."""
     names, weights = zip(*((n, p) for n, p in network.named_parameters() if p.requires_grad), strict=True)
     g = torch.autograd.grad(F.cross_entropy(network(labeled), labels), weights, materialize_grads=True)
+    g = mean_over_ranks(network, g)
     at = tuple(w.detach() for w in weights)
 
     def predict(*values: Tensor) -> Tensor:

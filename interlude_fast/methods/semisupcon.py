@@ -119,7 +119,7 @@ class SemiSupCon(Method):
 
     def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
         assert isinstance(model, PrototypeNetwork)
-        z = model.embed(batch.images)
+        z = model.embedding(batch.images)
         with torch.autocast(z.device.type, enabled=False):
             labeled, weak, *strong = batch.split(z)
             centers = model.centers()

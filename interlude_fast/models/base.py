@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from interlude_fast.config import Strict
 
 from .fusion import EmbeddingFusion
+from .sharding import Shards
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class Network(nn.Module, ABC):
         classifier: where the last layer's parameters are, the prefix of their names.
         fusion: applied to the rows of a batch somewhere inside `embed`.
         embedding_size: D.
+        shards: in a job of several processes, what part of a batch this one computes.
     """
 
     Options: ClassVar[type[NetworkOptions]] = NetworkOptions
     classifier: str = "fc"
     fusion: EmbeddingFusion
     embedding_size: int
+    shards: Shards | None = None
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
@@ -58,8 +61,12 @@ class Network(nn.Module, ABC):
     def classify(self, embedding: Tensor) -> Tensor:
         """embeddings [N, D] -> logits [N, K]."""
 
+    def embedding(self, x: Tensor) -> Tensor:
+        """`embed` of a batch, which the processes of a job share."""
+        return self.embed(x) if self.shards is None else self.shards.embed(self.embed, self.fusion, x, self.training)
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.embed(x))
+        return self.classify(self.embedding(x))
 
     def layers(self) -> tuple[tuple[str, ...], ...]:
         """Prefixes of parameter names, layer by layer from the input on, for layer-wise learning rates; () where

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -26,14 +28,34 @@ class EmbeddingFusion(nn.Module):
         super().__init__()
         self.alpha, self.at_eval = alpha, at_eval
         self.alpha_range: tuple[float, float] | None = None
+        self._next_row: Callable[[Tensor], Tensor] | None = None
+        self._drawn: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.alpha == 0 or not (self.training or self.at_eval):
             return x
+        if self._next_row is None:
+            return self._blend(x)
+        return self._blend(torch.cat([x, self._next_row(x[:1])]))[:-1]
+
+    def _blend(self, x: Tensor) -> Tensor:
         if self.training and self.alpha_range is not None:
-            strength = torch.empty((), device=x.device).uniform_(*self.alpha_range)
+            strength = self._draw(x.device) if self._drawn is None else self._drawn
             return reference.circular_shift_fusion(x, strength)  # the op wants a number of the host
         return circular_shift_fusion(x, self.alpha)
+
+    def _draw(self, device: torch.device) -> Tensor | None:
+        return None if self.alpha_range is None else torch.empty((), device=device).uniform_(*self.alpha_range)
+
+    @contextlib.contextmanager
+    def continued(self, next_row: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[None]:
+        """Rows are followed by those of another process: next_row gives the first of these, [1, ...], for the
+        first of ours. The strength is drawn on entering."""
+        self._next_row, self._drawn = next_row, self._draw(device) if self.training else None
+        try:
+            yield
+        finally:
+            self._next_row = self._drawn = None
 
     def attach(self, module: nn.Module) -> None:
         """Fuse the first argument of `module`'s forward, in networks whose forward is not ours."""

@@ -23,15 +23,21 @@ def build_network(config: Config, method: Method, shape: Shape, *, fresh: bool =
         return method.adapt(build_model(config.model.name, config.model.options(), shape, fusion, fresh=fresh))
 
 
-def refuse_single_rows(config: Config, method: Method, network: nn.Module, rows: int) -> None:
+def refuse_single_rows(config: Config, method: Method, network: nn.Module, rows: int, world: int = 1) -> None:
     """Batch norms cannot learn from one image at a time.
+
+    Args:
+        rows: of a step. world: processes that share them.
 
     Raises:
         ConfigError: the network has some, and a forward pass of a step would hold one row.
     """
     fewest = rows if method.forwards == "together" else config.train.batch
+    world = 1 if config.train.sync_batch_norm else world
+    fewest //= world
     if fewest == 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in network.modules()):
         raise ConfigError(
-            f"train.batch = 1: {config.method.name} would show {config.model.name} one image at a time, and its "
+            f"train.batch = {config.train.batch}{f', {world} processes' if world > 1 else ''}: "
+            f"{config.method.name} would show {config.model.name} one image at a time, and its "
             "batch norms need at least two; use a larger train.batch"
         )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from interlude_fast.config import Config, Named, Precision
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.decode import cores
 from interlude_fast.data.manifest import manifest, replay
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.preprocessing import Preprocessing
@@ -28,10 +29,12 @@ from interlude_fast.methods import Problem, build_method, method_class
 from interlude_fast.methods import resolve_options as resolve_method_options
 from interlude_fast.models import Shape
 from interlude_fast.models import resolve_options as resolve_model_options
+from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
-from .device import float32_products, image_dtype, resolve_device, resolve_precision
+from .device import float32_products, image_dtype, resolve_precision
+from .distributed import World, shared_steps
 from .interrupt import Interrupt
 from .meter import Meter
 from .optim import learning_rate_factor, refuse_contradictions
@@ -40,9 +43,13 @@ from .selection import Selection
 from .state import TrainState
 from .ways import Stepper, build_stepper
 
-# Settings that may differ when a run goes on: they do not change what is computed.
+# Settings that may differ when a run goes on: they do not change what is computed, or, as the number of processes
+# and whether their batch norms are one, are those of a job and not of the run.
 FREE_TO_CHANGE = {
-    "train": {"device", "compile", "capture", "log_every", "eval_every", "checkpoint_every", "eval_batch"},
+    "train": {
+        *("device", "compile", "capture", "sync_batch_norm"),
+        *("log_every", "eval_every", "checkpoint_every", "eval_batch"),
+    },
     "data": {"root", "labeled", "unlabeled", "test", "cache", "workers"},  # the split's hash tells other images
 }
 PATHS = ("root", "labeled", "unlabeled", "test", "cache")
@@ -86,6 +93,7 @@ class Run:
     state: TrainState
     selection: Selection
     stepper: Stepper
+    world: World
     began: float = field(default_factory=time.monotonic)
 
     def pace(self) -> Pace:
@@ -216,18 +224,24 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     """
     began = time.monotonic()
     config = resolve(config)
-    t = config.train
-    device = resolve_device(t.device)
+    t, world = config.train, World.current()
+    world.refuse_uneven(t.batch)
+    device = world.device(t.device)
     refuse_contradictions(config.optim, t.steps)
-    source, split = load_data(config, progress, split_file)
+    with world.first_here_then_others():
+        source, split = load_data(config, progress, split_file)
     precision = resolve_precision(t.precision, device, source.size)
     method = build_method(config.method.name, config.method.options(), problem(config, source, split)).to(device)
     shape = Shape(len(source.classes), source.channels, source.size)
     model = build_network(config, method, shape, fresh=split_file is None)
     model = model.to(device).to(memory_format=torch.channels_last)
+    if t.sync_batch_norm and world.size > 1:
+        synchronize_batch_norms(model, device)
     order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
-    refuse_single_rows(config, method, model, order.count)
+    refuse_single_rows(config, method, model, order.count, world.size)
     name, why = choose_pipeline(config.data.pipeline, source, device)
+    # Methods that run the network on groups of rows get all of them, and the network shares each group.
+    shared, workers = method.forwards == "together", config.data.workers
     pipeline = build_pipeline(
         name,
         source,
@@ -237,16 +251,19 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
         seed=config.seed,
         device=device,
         dtype=image_dtype(precision),
-        workers=config.data.workers,
+        workers=cores() // world.local_size if workers is None and world.size > 1 else workers,
+        rank=world.rank if shared else 0,
+        world=world.size if shared else 1,
     )
     state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
-    stepper = build_stepper(state, pipeline, t, precision)
+    stepper = build_stepper(state, pipeline, t, precision, alone=world.size == 1)
     if not method.every_label:  # whose split is its own, not the file's
         split_file = split_file or config.data.split.file
     selection = Selection(t.select_by, t.select_network)
     chosen = f"{name} ({why})"
     return Run(
-        config, device, precision, source, split, pipeline, chosen, split_file, state, selection, stepper, began
+        *(config, device, precision, source, split, pipeline, chosen),
+        *(split_file, state, selection, stepper, world, began),
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +13,9 @@ from interlude_fast.methods import Method
 
 from .ema import EMA
 from .optim import build_optimizer
+
+if TYPE_CHECKING:
+    from .distributed import DataParallel
 
 MODULES = ("model", "ema", "method")
 COUNTS = ("growth_interval", "_growth_tracker")  # of a GradScaler's state
@@ -35,7 +40,10 @@ class TrainState:
         position: in the schedule, of `steps`; it is `step` but where the schedule is scaled to wall time.
         seconds: of wall time so far, where that is what leads through the schedule.
         scaler: of the loss; does nothing without scale_loss.
+        parallel: what shares the steps among the processes of a job; None in a single one.
     """
+
+    parallel: DataParallel | None = None
 
     def __init__(
         self,

@@ -46,8 +46,10 @@ def losses_and_gradients(
     """
     state.optimizer.zero_grad(set_to_none=True)
     with autocast(precision, batch.images.device):
-        losses = (compute or state.method)(state.model, batch, state.ema.model)
+        losses = (state.parallel or compute or state.method)(state.model, batch, state.ema.model)
     state.scaler.scale(losses.total).backward()
+    if state.parallel is not None:
+        state.parallel.average_statistics()
     return losses
 
 

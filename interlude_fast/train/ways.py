@@ -63,15 +63,23 @@ def choose(t: TrainConfig, device_type: str, cannot_compile: str = "", alone: bo
     cuda = device_type == "cuda"
     if t.capture and not cuda:
         raise ConfigError("train.capture: a CUDA graph wants a GPU, this run is on the CPU; use --no-capture")
-    if t.capture and not alone:
-        raise ConfigError("train.capture: the steps of several ranks are not captured; use --no-capture")
+    if not alone:
+        return _shared_steps(t)
     if t.compile and cannot_compile:
         raise ConfigError(f"train.compile: {cannot_compile}; use --no-compile")
-    capture = cuda and alone if t.capture is None else t.capture
+    capture = cuda if t.capture is None else t.capture
     compile, why_not = _compiling(t, cuda, cannot_compile) if t.compile is None else (t.compile, "")
     ways = dict.fromkeys([Way(compile, capture), Way(False, capture), Way(compile, False), Way(False, False)])
     asked = "as asked" if t.compile is not None and t.capture is not None else f"the default on {device_type}"
     return Choice(tuple(ways), "; ".join(filter(None, [asked, why_not])))
+
+
+def _shared_steps(t: TrainConfig) -> Choice:
+    """Networks that wait for other processes halfway are neither one graph of the compiler's nor one of CUDA's."""
+    for name in ("compile", "capture"):
+        if getattr(t, name):
+            raise ConfigError(f"train.{name}: steps that several processes share run eagerly; use --no-{name}")
+    return Choice((Way(False, False),), "several processes share each step")
 
 
 def _compiling(t: TrainConfig, cuda: bool, cannot: str) -> tuple[bool, str]:

@@ -75,23 +75,18 @@ def _one_of(rows: Tensor, index: int, like: Tensor) -> Tensor:
     return torch.empty_like(like).copy_(rows[index : index + 1])
 
 
-class _SumOverRanks(torch.autograd.Function):
+class OfAllRanks(torch.autograd.Function):
+    """[...] of every rank -> [size, ...]; here every rank's loss counts, with its own gradient."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return sum_over_ranks(x)
+        return gather_rows(x[None], dist.get_world_size())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return sum_over_ranks(grad)
-
-
-def sum_over_ranks(x: Tensor) -> Tensor:
-    """The sum of every rank's x, on every rank; differentiable where x wants a gradient."""
-    if x.requires_grad and torch.is_grad_enabled():
-        return _SumOverRanks.apply(x)  # type: ignore[no-any-return]
-    total = x.detach().clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total)
-    return total
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 class Shards:
@@ -122,8 +117,9 @@ class Shards:
 
     def mean(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Means over ranks of tensors of one dtype, without gradient."""
-        flat = sum_over_ranks(torch.cat([t.detach().flatten() for t in tensors])) / self.size
-        parts = flat.split([t.numel() for t in tensors])
+        flat = torch.cat([t.detach().flatten() for t in tensors])
+        dist.all_reduce(flat)
+        parts = flat.div_(self.size).split([t.numel() for t in tensors])
         return tuple(part.view_as(t) for part, t in zip(parts, tensors, strict=True))
 
     def _own_rows(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
-from .sharding import sum_over_ranks
+from .sharding import OfAllRanks
 
 PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -26,13 +26,14 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         every = [d for d in range(x.ndim) if d != 1]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        count = sum_over_ranks(torch.tensor(x.numel() / x.shape[1], dtype=wide.dtype))
-        mean = sum_over_ranks(wide.sum(every)) / count
-        centered = wide - mean.view(shape)
-        variance = sum_over_ranks(centered.square().sum(every)) / count
+        variance, mean = torch.var_mean(wide, every, correction=0)
+        means, variances = OfAllRanks.apply(torch.stack([mean, variance])).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
         if self.track_running_stats:
-            self._track(mean.detach(), variance.detach() * count / (count - 1))
-        scaled = centered * (variance + self.eps).rsqrt().view(shape)
+            count = len(means) * x.numel() / x.shape[1]
+            self._track(mean.detach(), variance.detach() * (count / (count - 1)))
+        scaled = (wide - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
             scaled = scaled * self.weight.view(shape) + self.bias.view(shape)
         return scaled.to(x.dtype)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
@@ -20,13 +19,28 @@ MOST = 4
 
 
 @functools.cache
-def _pool() -> ProcessPoolExecutor:
-    """Processes that have imported what they need, once."""
+def _processes() -> list[Connection]:
+    """A connection to each of MOST processes that have imported what they need, once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.train.ranks", "interlude_fast.train.loop"])
-    pool = ProcessPoolExecutor(MOST, context)
-    atexit.register(pool.shutdown)
-    return pool
+    ours = []
+    for _ in range(MOST):
+        here, there = context.Pipe()
+        context.Process(target=_serve, args=(there,), daemon=True).start()
+        ours.append(here)
+    return ours
+
+
+def _serve(tasks: Connection) -> None:
+    torch.set_num_threads(1)
+    while True:
+        try:
+            answer = (True, _as_rank(*tasks.recv()))
+        except EOFError:
+            return
+        except BaseException as error:
+            answer = (False, error)
+        tasks.send(answer)
 
 
 def free_port() -> int:
@@ -42,7 +56,6 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def _as_rank(rank: int, size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(1)
     os.environ |= environment(rank, size, port)
     try:
         with distributed.joined():
@@ -55,7 +68,15 @@ def _as_rank(rank: int, size: int, port: int, function: Callable[..., Any], argu
 
 
 def in_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What function(*arguments) returns in each of `size` processes; the first error of any is raised."""
-    port = free_port()
-    futures = [_pool().submit(_as_rank, rank, size, port, function, arguments) for rank in range(size)]
-    return [future.result(timeout=120) for future in futures]
+    """What function(*arguments) returns in each of `size` processes; an error of any is raised."""
+    port, processes = free_port(), _processes()[:size]
+    for rank, process in enumerate(processes):
+        process.send((rank, size, port, function, arguments))
+    answers = []
+    for process in processes:
+        assert process.poll(120), "a process does not answer"
+        answers.append(process.recv())
+    for fine, value in answers:
+        if not fine:
+            raise value
+    return [value for _, value in answers]

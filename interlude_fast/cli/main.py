@@ -91,6 +91,8 @@ class Commands(click.Group):
             click.echo(error.ctx.get_help() if error.ctx else "", err=True)
             sys.exit(error.exit_code)
         except click.ClickException as error:
+            if os.environ.get("RANK", "0") != "0":  # the first process of the job says it
+                sys.exit(error.exit_code)
             complain(f"error: {' '.join(error.format_message().split())}")
             sys.exit(error.exit_code)
         except click.Abort:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,23 @@ from interlude_fast.errors import ConfigError
 
 from .main import complain, one_line_errors
 from .settings import overrides, parse_seeds, shared_options
+
+
+def in_a_job(run: Callable[..., None]) -> Callable[..., None]:
+    """A command that torchrun may start as several processes, of which the first alone prints."""
+
+    @functools.wraps(run)
+    def joining(*args: Any, **kwargs: Any) -> None:
+        from interlude_fast.train.distributed import joined
+
+        with joined() as world, contextlib.ExitStack() as stack:
+            if not world.first:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            if world.size > 1 and kwargs.get("seeds") is not None:
+                raise ConfigError("--seeds trains runs of one process each: leave out torchrun, or use --seed")
+            run(*args, **kwargs)
+
+    return joining
 
 
 @click.command("train")
@@ -26,6 +47,7 @@ from .settings import overrides, parse_seeds, shared_options
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --run-dir, exactly.")
 @one_line_errors
+@in_a_job
 def command(
     config_file: Path | None,
     assignments: tuple[str, ...],

@@ -63,7 +63,9 @@ class Network(nn.Module, ABC):
 
     def embedding(self, x: Tensor) -> Tensor:
         """`embed` of a batch, which the processes of a job share."""
-        return self.embed(x) if self.shards is None else self.shards.embed(self.embed, self.fusion, x, self.training)
+        return (
+            self.embed(x) if self.shards is None else self.shards.embed(self.embed, self.fusion, x, self.training)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.embedding(x))

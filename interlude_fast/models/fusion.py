@@ -40,18 +40,19 @@ class EmbeddingFusion(nn.Module):
 
     def _blend(self, x: Tensor) -> Tensor:
         if self.training and self.alpha_range is not None:
-            strength = self._draw(x.device) if self._drawn is None else self._drawn
+            strength = self._drawn
+            if strength is None:
+                strength = torch.empty((), device=x.device).uniform_(*self.alpha_range)
             return reference.circular_shift_fusion(x, strength)  # the op wants a number of the host
         return circular_shift_fusion(x, self.alpha)
-
-    def _draw(self, device: torch.device) -> Tensor | None:
-        return None if self.alpha_range is None else torch.empty((), device=device).uniform_(*self.alpha_range)
 
     @contextlib.contextmanager
     def continued(self, next_row: Callable[[Tensor], Tensor], device: torch.device) -> Iterator[None]:
         """Rows are followed by those of another process: next_row gives the first of these, [1, ...], for the
-        first of ours. The strength is drawn on entering."""
-        self._next_row, self._drawn = next_row, self._draw(device) if self.training else None
+        first of ours. A strength is drawn on entering."""
+        self._next_row = next_row
+        if self.training and self.alpha_range is not None:
+            self._drawn = torch.empty((), device=device).uniform_(*self.alpha_range)
         try:
             yield
         finally:

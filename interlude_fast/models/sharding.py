@@ -22,8 +22,8 @@ def gather_rows(x: Tensor, size: int) -> Tensor:
 
 
 class _AllRows(torch.autograd.Function):
-    """gather_rows. What follows is computed alike on every rank, and so is its gradient, of which a rank's rows take
-    their own part, `size` times: the mean over ranks, which DDP takes, is then the sum of the parts."""
+    """gather_rows. What follows is computed alike on every rank, and so is its gradient, of which a rank's rows
+    take their own part, `size` times: the mean over ranks, which DDP takes, is then the sum of the parts."""
 
     @staticmethod
     def forward(x: Tensor, rank: int, size: int) -> Tensor:
@@ -44,8 +44,8 @@ class _AllRows(torch.autograd.Function):
 
 
 class _OwnRows(torch.autograd.Function):
-    """[size * n, ...], alike on every rank -> this rank's [n, ...]. The gradient is that of all rows, on every rank;
-    it undoes the factor of _AllRows."""
+    """[size * n, ...], alike on every rank -> this rank's [n, ...]. The gradient is that of all rows, on every
+    rank; it undoes the factor of _AllRows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, size: int) -> Tensor:
@@ -113,7 +113,7 @@ class Shards:
         own = x if self.given else self._own_rows(x)
         with fusion.continued(self._next_row, x.device), self._own_draws(x) if training else _as_it_is():
             embedding = embed(own)
-        return _AllRows.apply(embedding, self.rank, self.size)  # type: ignore[no-any-return]
+        return _AllRows.apply(embedding, self.rank, self.size)
 
     def mean(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Means over ranks of tensors of one dtype, without gradient."""
@@ -124,12 +124,12 @@ class Shards:
 
     def _own_rows(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
-            return _OwnRows.apply(x, self.rank, self.size)  # type: ignore[no-any-return]
+            return _OwnRows.apply(x, self.rank, self.size)
         n = len(x) // self.size
         return x[self.rank * n : (self.rank + 1) * n]
 
     def _next_row(self, row: Tensor) -> Tensor:
-        return _NextRow.apply(row, self.rank, self.size)  # type: ignore[no-any-return]
+        return _NextRow.apply(row, self.rank, self.size)
 
     @contextlib.contextmanager
     def _own_draws(self, x: Tensor) -> Iterator[None]:

@@ -17,6 +17,7 @@ from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.evaluate import Scores
 from interlude_fast.train.checkpoint import load_checkpoint, save_tensors
+from interlude_fast.train.distributed import World
 from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare, resolve, train, what_counts
 from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
@@ -68,7 +69,8 @@ def resume_config(directory: Path | None, file: Path | None, overrides: list[dic
 def train_run(
     config: Config, directory: Path | None = None, *, resume: bool = False, console: Console | None = None
 ) -> RunResult:
-    """Train as configured, leaving everything in a run directory.
+    """Train as configured, leaving everything in a run directory. In a job of several processes all of them call
+    this, inside train.distributed.joined; the first writes.
 
     Args:
         directory: of the run; None chooses a free one under runs/.
@@ -78,8 +80,8 @@ def train_run(
     Raises:
         InterludeError: one line that says what is wrong; nothing that exists is changed.
     """
-    began = time.perf_counter()
-    screen = console or Console(quiet=True)
+    began, world = time.perf_counter(), World.current()
+    screen = console if console and world.first else Console(quiet=True)
     if resume:
         folder = _to_resume(directory)
         _refuse_changes(folder.config(), resolve(config))
@@ -91,15 +93,21 @@ def train_run(
         run = _prepared(config, screen, folder.split)
         load_checkpoint(folder.checkpoint, run.state, run.identity(), run.selection)
         step = run.state.step
-        folder.rewind_metrics(step)
+        if world.first:
+            folder.rewind_metrics(step)
     else:
-        RunDirectory.refuse_existing(directory)
+        world.from_first(lambda: RunDirectory.refuse_existing(directory) or "")
         run, step = _prepared(config, screen), 0
-        folder = RunDirectory.create(directory or default_directory(config, len(run.split.labeled)))
-        write_passport(folder, run)
+        folder = RunDirectory(Path(world.from_first(lambda: str(_begin(run, directory).path))))
+    if not world.first:
+        with explained(run.config, (run.source, run.split), folder.checkpoint):
+            scores = train(run, Several(), folder.checkpoint)
+        world.after_first()
+        return _result(folder, run, scores, began)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
     title = f"{run.source.name} {run.config.method.name}"
     chosen = f"pipeline: {run.pipeline_choice}; {run.precision} on {run.device}; steps: {run.stepper.choice}"
+    chosen = f"{world}; {chosen}" if world.size > 1 else chosen
     files.log.info(chosen)
     for path, reason in run.source.files.skipped if run.source.files else ():
         files.log.info("skipped: %r (%s)", path, reason)
@@ -115,11 +123,10 @@ def train_run(
     finally:
         files.close()
     _keep_weights(folder, run)
-    last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
-    evaluations = {LAST: last, **run.selection.best}
-    result = RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
+    result = _result(folder, run, scores, began)
     if step < run.state.step or not folder.result.exists():
         folder.write("result.json", _as_json(result, run))
+    world.after_first()
     return result  # where it had finished before, its own result.json stands
 
 
@@ -128,6 +135,18 @@ def _prepared(config: Config, screen: Console, split_file: Path | None = None) -
         run = prepare(config, RichProgress(screen), split_file)
     refuse_too_large(run.config, run.source, run.split)
     return run
+
+
+def _begin(run: Run, directory: Path | None) -> RunDirectory:
+    folder = RunDirectory.create(directory or default_directory(run.config, len(run.split.labeled)))
+    write_passport(folder, run)
+    return folder
+
+
+def _result(folder: RunDirectory, run: Run, scores: dict[str, Scores], began: float) -> RunResult:
+    last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
+    evaluations = {LAST: last, **run.selection.best}
+    return RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
 
 
 def _keep_weights(folder: RunDirectory, run: Run) -> None:
@@ -195,6 +214,7 @@ def _to_resume(directory: Path | None) -> RunDirectory:
 def write_passport(folder: RunDirectory, run: Run) -> None:
     folder.write("config.yaml", dump(run.config))
     used = {"precision_used": run.precision, "pipeline": run.pipeline_choice, "steps": run.stepper.choice}
+    used["processes"] = str(run.world)
     folder.write("passport.json", {"command": sys.argv, **used, **passport()})
     folder.write("split.json", to_text(run.manifest()))
     folder.write("preprocessing.json", Preprocessing.of(run.source).as_dict())

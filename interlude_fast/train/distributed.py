@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +23,13 @@ from interlude_fast.methods import Losses
 from interlude_fast.models.sharding import Shards
 from interlude_fast.models.sync_batch_norm import SyncBatchNorm
 
-from .state import TrainState
 from .device import resolve_device
+from .pace import Pace
+from .state import TrainState
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the slowest rank may be writing a checkpoint
 PATIENCE = timedelta(days=7)  # while another rank prepares data
+SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # in torch's messages
 _store: dist.Store | None = None
 _numbers = itertools.count()
 
@@ -59,7 +63,9 @@ class World:
         if size <= 1:
             return cls()
         if missing := [n for n in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if n not in os.environ]:
-            raise ConfigError(f"WORLD_SIZE = {size}, but {', '.join(missing)} not set: start the job with torchrun")
+            raise ConfigError(
+                f"WORLD_SIZE = {size}, but {', '.join(missing)} not set: start the job with torchrun"
+            )
         world = cls(_number("RANK"), size, _number("LOCAL_RANK"), _number("LOCAL_WORLD_SIZE", 1))
         if world.rank >= size or world.local_rank >= world.local_size:
             raise ConfigError(f"RANK or LOCAL_RANK of a job of {size} processes is out of range: {world}")
@@ -80,7 +86,9 @@ class World:
         if self.size == 1 or device.type != "cuda":
             return device
         if device.index is not None:
-            raise ConfigError(f"device '{wish}': each of {self.size} processes takes a GPU of its own; --device cuda")
+            raise ConfigError(
+                f"device '{wish}': each of {self.size} processes takes a GPU of its own; --device cuda"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"{self.local_size} processes on a machine where torch sees {torch.cuda.device_count()} GPUs; "
@@ -136,11 +144,12 @@ class World:
             if not self.local_rank:
                 _store.set(key, "done")
 
-    def say(self) -> str:
-        """What a log says of the job; "" for one process."""
-        if self.size == 1:
-            return ""
-        return f"{self.size} processes ({dist.get_backend()}), the first on {os.uname().nodename}"
+    def after_first(self) -> None:
+        """Returns when the first process, too, has come here."""
+        self.from_first(str)
+
+    def __str__(self) -> str:
+        return f"{self.size} processes" if self.size > 1 else "one process"
 
 
 class EndedElsewhere(InterludeError):
@@ -156,8 +165,8 @@ def _number(name: str, otherwise: int | None = None) -> int:
 
 @contextlib.contextmanager
 def joined() -> Iterator[World]:
-    """Joins the job that the environment tells of, if any, for as long as it lasts. An error that several processes
-    meet is raised in one of them; the others end silently, with its exit code.
+    """Joins the job that the environment tells of, if any, for as long as it lasts. An error that several
+    processes meet is raised in one of them; the others end silently, with its exit code.
 
     Raises:
         ConfigError: see World.of_environment.
@@ -191,16 +200,20 @@ def _is_first_to_say() -> bool:
 
 
 @contextlib.contextmanager
-def loss_of_a_process(world: World, go_on: str) -> Iterator[None]:
-    """What torch raises where another process of the job is gone, as RunError, which tells how to `go_on`."""
+def loss_of_a_process(world: World, checkpoint: Path | None) -> Iterator[None]:
+    """What torch raises where another process of the job is gone, as RunError, which tells how to go on from the
+    checkpoint."""
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        lost = isinstance(error, dist.DistError) or any(word in text for word in ("gloo", "NCCL", "Connection closed"))
+        lost = isinstance(error, dist.DistError) or any(word in text for word in SIGNS_OF_LOSS)
         if world.size == 1 or isinstance(error, InterludeError) or not lost:
             raise
-        raise RunError(f"another process of the job ended or does not answer; {go_on} ({text[:160]})") from None
+        go_on = "start the run anew"
+        if checkpoint is not None and checkpoint.exists():
+            go_on = f"go on with --run-dir {shlex.quote(str(checkpoint.parent.parent))} --resume"
+        raise RunError(f"another process of the job ended or does not answer; {go_on} ({text[:120]})") from None
 
 
 class Asked:
@@ -229,6 +242,38 @@ class Asked:
         (work, flag), self.pending = self.pending, None
         work.wait()
         return bool(flag)
+
+
+class SharedPace(Pace):
+    """A pace by wall time in a job: the first process' clock counts for all."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__(pace.t, pace.state)
+        self.pace, self.due = pace, [False, False, False]
+
+    def stepped(self) -> None:
+        pace, state = self.pace, self.state
+        pace.stepped()
+        here = [state.position, state.seconds, pace.logs(), pace.evaluates(), pace.saves()]
+        there = torch.tensor(here, dtype=torch.float64)
+        dist.broadcast(there, 0)
+        state.position, state.seconds, *due = there.tolist()
+        self.due = [bool(d) for d in due]
+
+    def paused(self, seconds: float, *, evaluating: bool = False) -> None:
+        self.pace.paused(seconds, evaluating=evaluating)
+
+    def logs(self) -> bool:
+        return self.due[0]
+
+    def evaluates(self) -> bool:
+        return self.due[1]
+
+    def saves(self) -> bool:
+        return self.due[2]
+
+    def metrics(self) -> dict[str, float]:
+        return self.pace.metrics()
 
 
 class Parallel(nn.Module):

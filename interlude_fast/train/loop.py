@@ -34,7 +34,7 @@ from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
 from .device import float32_products, image_dtype, resolve_precision
-from .distributed import World, shared_steps
+from .distributed import Asked, SharedPace, World, loss_of_a_process, shared_steps
 from .interrupt import Interrupt
 from .meter import Meter
 from .optim import learning_rate_factor, refuse_contradictions
@@ -101,7 +101,8 @@ class Run:
         t = self.config.train
         if t.budget is None:
             return Pace(t, self.state)
-        return BudgetPace(t, self.state, self.began, self.evaluation_seconds())
+        pace = BudgetPace(t, self.state, self.began, self.evaluation_seconds())
+        return pace if self.world.size == 1 else SharedPace(pace)
 
     def evaluation_seconds(self) -> float:
         """About how long `evaluate` takes, judged by one batch of images."""
@@ -269,7 +270,7 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
 
 def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[str, Scores]:
     """Train from run.state's step to the last and evaluate. An interrupt (Ctrl-C) is answered between two steps,
-    after a checkpoint.
+    after a checkpoint. Of several processes, all call this, and the first keeps the checkpoint.
 
     Args:
         checkpoint: where the state is kept; None keeps none.
@@ -280,11 +281,18 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
     Raises:
         NonFiniteLossError: the loss is NaN or infinite; the last checkpoint stays as it was.
         CheckpointError: the checkpoint cannot be written.
+        RunError: another process of the job is gone.
     """
     try:
         # A step seeds torch's generators; the caller finds them as they were.
         gpus = [run.device] if run.device.type == "cuda" else []
-        with Interrupt() as interrupt, torch.random.fork_rng(devices=gpus), float32_products(run.precision):
+        with (
+            Interrupt(of_several=run.world.size > 1) as interrupt,
+            torch.random.fork_rng(devices=gpus),
+            float32_products(run.precision),
+            loss_of_a_process(run.world, checkpoint),
+            shared_steps(run.state, run.world),
+        ):
             return _train(run, recorder, checkpoint, interrupt)
     finally:
         run.pipeline.close()
@@ -292,18 +300,18 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
 
 def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Interrupt) -> dict[str, Scores]:
     state, pace = run.state, run.pace()
-    meter, scores = Meter(), None
+    meter, asked, scores = Meter(), Asked(run.world), None
     run.stepper.tell = recorder.noted
     if state.step == 0 and checkpoint is not None:
-        # A run can go on from its very beginning.
-        save_checkpoint(checkpoint, state, run.identity(), run.selection)
+        _save(run, checkpoint)  # a run can go on from its very beginning
     while not state.finished:
         losses = run.stepper()
         meter.add(losses, run.stepper.waited)
         pace.stepped()
         step, last = state.step, state.finished
         recorder.stepped(int(state.position))
-        stop = interrupt.asked  # looked at once: what comes while this step is saved is answered after the next
+        # Looked at once: what comes while this step is saved is answered after the next.
+        stop = asked.everywhere(interrupt.asked, at_once=last)
         save_now = (pace.saves() or stop) and checkpoint is not None
         if pace.logs() or save_now:
             _log(meter, recorder, step, run, checkpoint, pace)
@@ -317,9 +325,10 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         began = time.perf_counter()
         if save_now and checkpoint:
             _refuse_bad_weights(state, checkpoint)
-            save_checkpoint(checkpoint, state, run.identity(), run.selection)
+            _save(run, checkpoint)
             pace.paused(time.perf_counter() - began)
-        if stop or (last and interrupt.asked):
+        if stop or (last and interrupt.asked and run.world.size == 1):
+            run.world.after_first()
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
     spans = 1 / (1 - run.config.optim.ema_decay)
     if run.config.train.budget and state.step < spans:
@@ -328,6 +337,11 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
             "still holds its initial weights; look at the raw network, or lower optim.ema_decay"
         )
     return run.evaluate() if scores is None else scores
+
+
+def _save(run: Run, checkpoint: Path) -> None:
+    if run.world.first:
+        save_checkpoint(checkpoint, run.state, run.identity(), run.selection)
 
 
 def _refuse_bad_weights(state: TrainState, checkpoint: Path) -> None:

@@ -192,9 +192,7 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 def test_ranks_take_their_rows_of_one_global_batch() -> None:
     source, policy = array_source(scenes(60)), Policy(flip=True)
     whole = make("dali", source, INTERDIGITATED, policy)
-    halves = [
-        make("dali", source, INTERDIGITATED, policy, rank=rank, world=2) for rank in (0, 1)
-    ]
+    halves = [make("dali", source, INTERDIGITATED, policy, rank=rank, world=2) for rank in (0, 1)]
     for p in halves:  # a rank makes its own samples only
         assert p.feeder.samples == whole.feeder.samples // 2
     expected, parts = whole.batch(5), [p.batch(5) for p in halves]

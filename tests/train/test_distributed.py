@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from interlude_fast.train.distributed import World, shared_steps
+from interlude_fast.train.distributed import shared_steps
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.state import TrainState
 from interlude_fast.train.step import train_step
@@ -70,7 +70,9 @@ METHODS = [
 CASES = [*((2, method) for method in METHODS), *((4, METHODS[k]) for k in (1, 4, 8))]
 
 
-@pytest.mark.parametrize(("size", "method"), CASES, ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else v)
+@pytest.mark.parametrize(
+    ("size", "method"), CASES, ids=lambda v: "-".join(map(str, v.values())) if isinstance(v, dict) else v
+)
 def test_several_processes_make_the_steps_of_one(size: int, method: dict[str, Any]) -> None:
     of_one = run_steps(settings(method))
     results = in_ranks(size, run_steps, settings(method))

@@ -53,7 +53,8 @@ class Feeder:
         views = self.sampler.kinds
         present, self.sample_of_row = self.sampler.slots.unique(return_inverse=True)
         self.samples = len(present)
-        # For each view of a step its rows, which may be another rank's all, and for each sample one of them, -1 where it has none.
+        # For each view of a step its rows, which may all be another rank's, and for each sample one of them, -1
+        # where it has none.
         self.rows = {int(v): (views == v).nonzero().flatten() for v in sampler.order.rows[1].unique()}
         self.row_of_sample = {
             v: torch.full((self.samples,), -1).index_copy(0, self.sample_of_row[rows], rows)

@@ -35,11 +35,11 @@ def _serve(tasks: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            answer = (True, _as_rank(*tasks.recv()))
+            answer = _as_rank(*tasks.recv())
         except EOFError:
             return
         except BaseException as error:
-            answer = (False, error)
+            answer = error
         tasks.send(answer)
 
 
@@ -67,8 +67,8 @@ def _as_rank(rank: int, size: int, port: int, function: Callable[..., Any], argu
             del os.environ[name]
 
 
-def in_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What function(*arguments) returns in each of `size` processes; an error of any is raised."""
+def answers_of_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What function(*arguments) returns or raises in each of `size` processes."""
     port, processes = free_port(), _processes()[:size]
     for rank, process in enumerate(processes):
         process.send((rank, size, port, function, arguments))
@@ -76,7 +76,13 @@ def in_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
     for process in processes:
         assert process.poll(120), "a process does not answer"
         answers.append(process.recv())
-    for fine, value in answers:
-        if not fine:
-            raise value
-    return [value for _, value in answers]
+    return answers
+
+
+def in_ranks(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What function(*arguments) returns in each of `size` processes; an error of any is raised."""
+    answers = answers_of_ranks(size, function, *arguments)
+    for answer in answers:
+        if isinstance(answer, BaseException):
+            raise answer
+    return answers

@@ -171,12 +171,13 @@ def joined() -> Iterator[World]:
     Raises:
         ConfigError: see World.of_environment.
     """
-    global _store
+    global _store, _numbers
     world = World.of_environment()
     if world.size == 1:
         yield world
         return
     _store, _, _ = next(dist.rendezvous("env://", world.rank, world.size, timeout=TIMEOUT))
+    _numbers = itertools.count()  # of a job: processes that were in others before agree on them
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(

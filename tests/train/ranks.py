@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 import socket
@@ -39,7 +40,9 @@ def _serve(tasks: Connection) -> None:
         except EOFError:
             return
         except BaseException as error:
-            answer = error
+            answer = error.with_traceback(None)
+            answer.__context__ = None
+        gc.collect()  # what an error's frames held of the job: its connections are closed, as where a process ends
         tasks.send(answer)
 
 

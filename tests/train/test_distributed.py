@@ -150,7 +150,7 @@ def test_fusion_goes_on_with_the_rows_of_the_next_process() -> None:
 
 
 # Whole runs.
-LONG = {"train": {"steps": 8, "sync_batch_norm": False}}
+LONG = {"train": {"steps": 8, "log_every": 1}}
 
 
 def whole_run(directory: Path, overrides: dict[str, Any], resume: bool = False) -> Any:
@@ -173,7 +173,7 @@ def test_one_process_writes_and_any_number_goes_on(tmp_path: Path) -> None:
     first, second = in_ranks(2, whole_run, tmp_path / "run", LONG)
     assert first.scores == second.scores
     rows = RunDirectory(tmp_path / "run").read_metrics()
-    assert [r["step"] for r in rows if "loss" in r] == [2, 3, 4, 6, 8]
+    assert [r["step"] for r in rows if "loss" in r] == [*range(1, 9)]
     assert "2 processes" in (tmp_path / "run" / "log.txt").read_text()
     again = train_run(small_config(**LONG), tmp_path / "run", resume=True)  # alone
     assert again.scores["ema"].error == first.scores["ema"].error
@@ -201,9 +201,9 @@ def test_a_signal_to_any_process_stops_all_at_one_step(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
-def poisoned_run(directory: Path) -> None:
+def poisoned_run(directory: Path, everywhere: bool) -> None:
     def poison(state: TrainState) -> None:
-        if state.step == 4 and World.current().first:
+        if state.step == 4 and (everywhere or World.current().first):
             state.model.fc.weight.data.fill_(float("nan"))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -211,8 +211,9 @@ def poisoned_run(directory: Path) -> None:
         whole_run(directory, LONG)
 
 
-def test_an_error_that_all_meet_is_said_once(tmp_path: Path) -> None:
-    answers = answers_of_ranks(2, poisoned_run, tmp_path / "run")
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_error_that_one_or_all_meet_is_said_once(tmp_path: Path, everywhere: bool) -> None:
+    answers = answers_of_ranks(2, poisoned_run, tmp_path / "run", everywhere)
     said = [a for a in answers if isinstance(a, NonFiniteLossError)]
     silent = [a.code for a in answers if isinstance(a, SystemExit)]
     assert len(said) == 1
@@ -260,7 +261,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path: Path) -> None:
     """With torchrun, as in docs/distributed.md."""
-    overrides = {"train": {**SMALL["train"], "steps": 60}}
+    overrides = {"train": {**SMALL["train"], "steps": 60, "log_every": 1}}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, *COMMAND[1:], *flags({**SMALL, **overrides}), "--run-dir", str(tmp_path / "run")]
     slow = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -50,8 +50,8 @@ class Method(nn.Module):
         every_label: trains with the label of every training image, whatever data.labels says.
         cannot_compile: why torch.compile cannot take the forward whole; empty where it can.
         forwards: whether all rows of a batch go through the network "together", or groups of them "apart", the
-            smallest of which are the B labeled rows. In a job of several processes batch.images holds this process'
-            rows alone in the first case; the network returns all rows' logits in both.
+            smallest of which are the B labeled rows. In a job of several processes batch.images holds this
+            process' rows alone in the first case; the network returns all rows' logits in both.
 
     Attributes:
         options: an instance of Options. problem: see Problem. num_classes: K.

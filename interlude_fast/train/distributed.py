@@ -1,4 +1,4 @@
-"""One run in several processes, as torchrun starts them (docs/distributed.md)."""
+"""The processes of a job, as torchrun starts them: who is first, who speaks, how all end (docs/distributed.md)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import itertools
 import os
 import shlex
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,22 +16,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from interlude_fast.data.batch import Batch
 from interlude_fast.errors import ConfigError, InterludeError, RunError
-from interlude_fast.methods import Losses
-from interlude_fast.models.sharding import Shards
-from interlude_fast.models.sync_batch_norm import SyncBatchNorm
 
 from .device import resolve_device
-from .pace import Pace
-from .state import TrainState
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: the slowest rank may be writing a checkpoint
 PATIENCE = timedelta(days=7)  # while another rank prepares data
 SIGNS_OF_LOSS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe")  # in torch's messages
+GONE = "ended or does not answer"
 _store: dist.Store | None = None
 _numbers = itertools.count()
 
@@ -211,10 +207,46 @@ def loss_of_a_process(world: World, checkpoint: Path | None) -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or any(word in text for word in SIGNS_OF_LOSS)
         if world.size == 1 or isinstance(error, InterludeError) or not lost:
             raise
-        go_on = "start the run anew"
-        if checkpoint is not None and checkpoint.exists():
-            go_on = f"go on with --run-dir {shlex.quote(str(checkpoint.parent.parent))} --resume"
-        raise RunError(f"another process of the job ended or does not answer; {go_on} ({text[:120]})") from None
+        raise RunError(f"another process of the job {GONE}; {_go_on(checkpoint)} ({text[:120]})") from None
+
+
+def _go_on(checkpoint: Path | None) -> str:
+    if checkpoint is None or not checkpoint.exists():
+        return "start the run anew"
+    return f"go on with --run-dir {shlex.quote(str(checkpoint.parent.parent))} --resume"
+
+
+@contextlib.contextmanager
+def end_in_time(world: World, checkpoint: Path | None, seconds: float = 20) -> Iterator[None]:
+    """Ends this process, exit code 2, where it was asked to stop and has not left in `seconds`. When a process is
+    gone torchrun asks the others to stop, but they may be waiting for their GPUs, and these for the process that
+    is gone, and Python's handlers of signals wait with them. torchrun kills after 30 seconds, without a word."""
+    if world.size == 1 or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    left = threading.Event()
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+
+    def watch() -> None:
+        while number := os.read(read, 1):  # b"" when `write` is closed
+            if number[0] in (signal.SIGINT, signal.SIGTERM) and not left.wait(seconds):
+                line = f"interlude-fast: error: another process of the job {GONE}; {_go_on(checkpoint)}\n"
+                if _is_first_to_say():
+                    os.write(2, line.encode())
+                os._exit(2)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        signal.set_wakeup_fd(before)
+        os.close(write)
+        watcher.join()
+        os.close(read)
 
 
 class Asked:
@@ -243,101 +275,3 @@ class Asked:
         (work, flag), self.pending = self.pending, None
         work.wait()
         return bool(flag)
-
-
-class SharedPace(Pace):
-    """A pace by wall time in a job: the first process' clock counts for all."""
-
-    def __init__(self, pace: Pace) -> None:
-        super().__init__(pace.t, pace.state)
-        self.pace, self.due = pace, [False, False, False]
-
-    def stepped(self) -> None:
-        pace, state = self.pace, self.state
-        pace.stepped()
-        here = [state.position, state.seconds, pace.logs(), pace.evaluates(), pace.saves()]
-        there = torch.tensor(here, dtype=torch.float64)
-        dist.broadcast(there, 0)
-        state.position, state.seconds, *due = there.tolist()
-        self.due = [bool(d) for d in due]
-
-    def paused(self, seconds: float, *, evaluating: bool = False) -> None:
-        self.pace.paused(seconds, evaluating=evaluating)
-
-    def logs(self) -> bool:
-        return self.due[0]
-
-    def evaluates(self) -> bool:
-        return self.due[1]
-
-    def saves(self) -> bool:
-        return self.due[2]
-
-    def metrics(self) -> dict[str, float]:
-        return self.pace.metrics()
-
-
-class Parallel(nn.Module):
-    """A step's forward pass and losses on this process' share of the rows; its parameters are the network's."""
-
-    def __init__(self, state: TrainState, shards: Shards) -> None:
-        super().__init__()
-        self.model, self.shards = state.model, shards
-        self.others = state.method, state.ema.model  # not submodules: DDP is to leave them alone
-
-    def forward(self, batch: Batch) -> Losses:
-        method, ema = self.others
-        self.shards.given = method.forwards == "together"
-        try:
-            losses: Losses = method(self.model, batch, ema)
-            return losses
-        finally:
-            self.shards.given = False
-
-
-class DataParallel:
-    """How the processes of a job share the steps of `state`: TrainState.parallel."""
-
-    def __init__(self, state: TrainState, world: World) -> None:
-        self.shards = Shards(world.rank, world.size)
-        # Of a static graph DDP knows which parameters are never used, and may be without gradient.
-        self.step = DistributedDataParallel(
-            Parallel(state, self.shards), broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=False
-        )
-        norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        self.statistics = [
-            buffer
-            for norm in norms
-            if not isinstance(norm, SyncBatchNorm | nn.SyncBatchNorm)
-            for buffer in norm.buffers()
-            if buffer.is_floating_point()
-        ]
-
-    def __call__(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
-        """The state's method on its networks: losses of the whole batch, on every rank. After backward() the
-        gradients are the whole batch's too."""
-        losses: Losses = self.step(batch)
-        return losses
-
-    def average_statistics(self) -> None:
-        """Running statistics become their means over ranks, so that all processes hold the same network."""
-        if self.statistics:
-            torch._foreach_copy_(self.statistics, self.shards.mean(self.statistics))
-
-
-@contextlib.contextmanager
-def shared_steps(state: TrainState, world: World) -> Iterator[None]:
-    """While it lasts, the processes of the job share every batch that the state's networks see."""
-    if world.size == 1:
-        yield
-        return
-    networks: Any = state.model, state.ema.model
-    state.parallel = DataParallel(state, world)
-    for network in networks:
-        network.shards = state.parallel.shards
-    try:
-        yield
-    finally:
-        state.parallel = None
-        for network in networks:
-            network.shards = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import time
@@ -34,11 +35,12 @@ from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
 from .device import float32_products, image_dtype, resolve_precision
-from .distributed import Asked, SharedPace, World, loss_of_a_process, shared_steps
+from .distributed import Asked, World, end_in_time, loss_of_a_process
 from .interrupt import Interrupt
 from .meter import Meter
 from .optim import learning_rate_factor, refuse_contradictions
 from .pace import BudgetPace, Pace
+from .parallel import SharedPace, shared_steps
 from .selection import Selection
 from .state import TrainState
 from .ways import Stepper, build_stepper
@@ -291,6 +293,7 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
             torch.random.fork_rng(devices=gpus),
             float32_products(run.precision),
             loss_of_a_process(run.world, checkpoint),
+            end_in_time(run.world, checkpoint) if run.device.type == "cuda" else contextlib.nullcontext(),
             shared_steps(run.state, run.world),
         ):
             return _train(run, recorder, checkpoint, interrupt)

@@ -15,7 +15,7 @@ from .ema import EMA
 from .optim import build_optimizer
 
 if TYPE_CHECKING:
-    from .distributed import DataParallel
+    from .parallel import DataParallel
 
 MODULES = ("model", "ema", "method")
 COUNTS = ("growth_interval", "_growth_tracker")  # of a GradScaler's state

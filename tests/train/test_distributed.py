@@ -22,8 +22,9 @@ from interlude_fast.models.sharding import Shards
 from interlude_fast.report import train_run
 from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train.checkpoint import load_tensors, read_checkpoint
-from interlude_fast.train.distributed import World, loss_of_a_process, shared_steps
+from interlude_fast.train.distributed import World, loss_of_a_process
 from interlude_fast.train.loop import prepare
+from interlude_fast.train.parallel import shared_steps
 from interlude_fast.train.state import TrainState
 from interlude_fast.train.step import train_step
 from interlude_fast.train.ways import choose
@@ -233,6 +234,31 @@ def test_one_clock_leads_all_processes_through_a_budget(tmp_path: Path) -> None:
     assert a.evaluations["last"]["ema"].step == b.evaluations["last"]["ema"].step > 0
 
 
+DEAF = """
+import os, signal, sys, time
+from pathlib import Path
+from interlude_fast.train import distributed
+distributed._is_first_to_say = lambda: True
+signal.signal(signal.SIGTERM, lambda *_: None)
+with distributed.end_in_time(distributed.World(0, 2), Path(sys.argv[1]), seconds=0.2):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0 if sys.argv[2] == "hears" else 60)
+"""
+
+
+@pytest.mark.parametrize("who", ["hears", "waits"])
+def test_a_process_that_cannot_answer_says_so_and_ends(tmp_path: Path, who: str) -> None:
+    checkpoint = tmp_path / "run" / "checkpoints" / "last"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.touch()
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF, str(checkpoint), who], capture_output=True, text=True, timeout=120
+    )
+    said = f"does not answer; go on with --run-dir {tmp_path / 'run'} --resume\n"
+    assert done.returncode == (0 if who == "hears" else 2)
+    assert done.stderr.endswith(said) == (who == "waits")
+
+
 COMMAND = [sys.executable, "-m", "interlude_fast.cli", "train", "--device", "cpu"]
 
 
@@ -261,7 +287,7 @@ def children(pid: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
 def test_a_killed_process_ends_the_job_and_the_run_goes_on(tmp_path: Path) -> None:
     """With torchrun, as in docs/distributed.md."""
-    overrides = {"train": {**SMALL["train"], "steps": 60, "log_every": 1}}
+    overrides = {"train": {**SMALL["train"], "steps": 30, "log_every": 1}}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, *COMMAND[1:], *flags({**SMALL, **overrides}), "--run-dir", str(tmp_path / "run")]
     slow = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -105,16 +105,14 @@ def train_run(
         world.after_first()
         return _result(folder, run, scores, began)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
-    title = f"{run.source.name} {run.config.method.name}"
-    chosen = f"pipeline: {run.pipeline_choice}; {run.precision} on {run.device}; steps: {run.stepper.choice}"
-    chosen = f"{world}; {chosen}" if world.size > 1 else chosen
+    chosen = _what_was_chosen(run)
     files.log.info(chosen)
     for path, reason in run.source.files.skipped if run.source.files else ():
         files.log.info("skipped: %r (%s)", path, reason)
     if screen.is_terminal:
         screen.print(chosen, markup=False, highlight=False, soft_wrap=True)
     try:
-        show = ProgressRecorder(screen, title, run.config.train.steps)
+        show = ProgressRecorder(screen, f"{run.source.name} {run.config.method.name}", run.config.train.steps)
         with explained(run.config, (run.source, run.split), folder.checkpoint), show as progress:
             scores = train(run, Several(files, progress), folder.checkpoint)
     except (Exception, KeyboardInterrupt) as error:
@@ -135,6 +133,11 @@ def _prepared(config: Config, screen: Console, split_file: Path | None = None) -
         run = prepare(config, RichProgress(screen), split_file)
     refuse_too_large(run.config, run.source, run.split)
     return run
+
+
+def _what_was_chosen(run: Run) -> str:
+    job = f"{run.world}; " if run.world.size > 1 else ""
+    return f"{job}pipeline: {run.pipeline_choice}; {run.precision} on {run.device}; steps: {run.stepper.choice}"
 
 
 def _begin(run: Run, directory: Path | None) -> RunDirectory:

@@ -55,7 +55,7 @@ def choose(t: TrainConfig, device_type: str, cannot_compile: str = "", alone: bo
 
     Args:
         cannot_compile: why the method's forward cannot be compiled; empty where it can.
-        alone: whether this process trains by itself, not as one of several ranks.
+        alone: whether this process trains by itself, not as one of several.
 
     Raises:
         ConfigError: a way that is asked for and that there is not.

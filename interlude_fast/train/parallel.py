@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,10 +77,14 @@ class DataParallel:
 
     def __init__(self, state: TrainState, world: World) -> None:
         self.shards = Shards(world.rank, world.size)
-        # Of a static graph DDP knows which parameters are never used, and may be without gradient.
-        self.step = DistributedDataParallel(
-            Parallel(state, self.shards), broadcast_buffers=False, static_graph=True, gradient_as_bucket_view=False
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # the newer name of broadcast_buffers is not in torch 2.11
+            # Of a static graph DDP knows which parameters are never used, and may be without gradient.
+            self.step = DistributedDataParallel(
+                Parallel(state, self.shards), broadcast_buffers=False, static_graph=True
+            )
         norms = [m for m in state.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.statistics = [
             buffer

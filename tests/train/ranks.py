@@ -23,7 +23,8 @@ MOST = 4
 def _processes() -> list[Connection]:
     """A connection to each of MOST processes that have imported what they need, once."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.train.ranks", "interlude_fast.train.loop"])
+    late = ["torch._dynamo", "sklearn.datasets"]  # imported by DDP and by the digits when they are first used
+    context.set_forkserver_preload(["tests.train.ranks", "interlude_fast.train.loop", *late])
     ours = []
     for _ in range(MOST):
         here, there = context.Pipe()
@@ -77,7 +78,7 @@ def answers_of_ranks(size: int, function: Callable[..., Any], *arguments: Any) -
         process.send((rank, size, port, function, arguments))
     answers = []
     for process in processes:
-        assert process.poll(120), "a process does not answer"
+        assert process.poll(240), "a process does not answer"
         answers.append(process.recv())
     return answers
 

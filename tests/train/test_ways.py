@@ -174,5 +174,5 @@ def test_ways_that_there_are_not_are_refused(settings: dict, cannot: str, alone:
 
 def test_ranks_are_not_captured() -> None:
     assert not any(way.captured for way in choose(TrainConfig(), "cuda", alone=False).ways)
-    with pytest.raises(ConfigError, match="several ranks"):
+    with pytest.raises(ConfigError, match="several processes"):
         choose(TrainConfig(capture=True), "cuda", alone=False)

@@ -81,6 +81,32 @@ def view_rows(device: torch.device) -> Iterator[dict[str, Any]]:
             yield measure(name, sides, device, check=equal, repeats=10, inputs=INPUTS, units=1024)
 
 
+def conv_rows(device: torch.device) -> Iterator[dict[str, Any]]:
+    """The 3x3 convolutions of WRN-28-2's stages, 128 images, channels-last: the kernels are the CPU's."""
+    for channels, side in ((32, 32), (64, 16), (128, 8)) if device.type == "cpu" else ():
+        shape = (128, channels, side, side)
+        x, g = (
+            [torch.randn(shape).to(memory_format=torch.channels_last) for _ in range(INPUTS)] for _ in range(2)
+        )
+        x = [t.requires_grad_() for t in x]
+        weight = (torch.randn(channels, channels, 3, 3) / (9 * channels) ** 0.5).requires_grad_()
+        functions = {"Winograd": ops.conv3x3, "library": reference.conv3x3}
+
+        def forward(function: Callable, x: list = x, weight: Tensor = weight) -> Callable[[int], Any]:
+            return lambda i: function(x[i].detach(), weight.detach())
+
+        def backward(
+            function: Callable, x: list = x, weight: Tensor = weight, g: list = g
+        ) -> Callable[[int], Any]:
+            y = [function(t, weight) for t in x]
+            return lambda i: torch.autograd.grad(y[i], (x[i], weight), g[i], retain_graph=True)
+
+        for name, make in (("forward", forward), ("backward", backward)):
+            sides = {side_name: make(function) for side_name, function in functions.items()}
+            name = f"convolution {name} {list(shape)}"
+            yield measure(name, sides, device, check=close, repeats=10, inputs=INPUTS, units=shape[0])
+
+
 class Descent:
     """WRN-28-2's weights, gradients, velocities and averages, once for each side, which all walk on alike."""
 
@@ -144,7 +170,7 @@ def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     arguments, rows = begin(parser(__doc__)), []
-    for part in (fusion_rows, loss_rows, optimizer_rows, view_rows):
+    for part in (fusion_rows, loss_rows, conv_rows, optimizer_rows, view_rows):
         for row in part(arguments.device):
             show(row)
             rows.append(row)

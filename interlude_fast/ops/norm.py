@@ -48,9 +48,10 @@ def batch_norm_leaky_relu(
     y, mean, variance = torch.ops.interlude_fast.batch_norm_leaky_relu(x, weight, bias, eps, slope)
     if running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
-        with torch.no_grad():
-            running_mean.lerp_(mean, momentum)
-            running_var.lerp_(variance * (count / (count - 1)), momentum)
+        # As torch's function does: without a trace. An earlier pass of the same network, if it went through the
+        # library, has these saved, and its backward pass would refuse.
+        running_mean.data.lerp_(mean.detach(), momentum)
+        running_var.data.lerp_(variance.detach() * (count / (count - 1)), momentum)
     return y
 
 

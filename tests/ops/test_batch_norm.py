@@ -111,6 +111,14 @@ def test_the_layer_s_state_moves_as_torch_s_does(training, affine):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_passes_of_several_sizes_share_a_backward_pass():
+    norm = layer(16)
+    x = problem((4, 16, 32, 32))[0].requires_grad_()
+    small = x[:1, :, :8, :8].contiguous(memory_format=torch.channels_last)  # the library's
+    parts = [normalize_and_activate(norm, t, SLOPE).square().mean() for t in (small, x, small)]
+    sum(parts[1:], parts[0]).backward()
+
+
 def ran_kernel(norm: nn.Module, x: Tensor) -> bool:
     with torch.autograd.profiler.profile() as profile:
         normalize_and_activate(norm, x, SLOPE)

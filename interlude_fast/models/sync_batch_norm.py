@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
+from .norm import BatchNorm2d
 from .sharding import OfAllRanks
 
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm2d)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

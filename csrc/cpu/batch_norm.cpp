@@ -45,6 +45,7 @@ template <int lanes, typename T, typename Value>
 inline void sum_lanes(int64_t pixels, int64_t channels, int64_t c, T* sums, const Value& value) {
   T sum[lanes] = {};
   for (int64_t p = 0; p < pixels; ++p)
+#pragma omp simd
     for (int j = 0; j < lanes; ++j) sum[j] += value(p * channels + c + j, c + j);
   for (int j = 0; j < lanes; ++j) sums[c + j] = sum[j];
 }
@@ -106,12 +107,15 @@ void sum_gradients(const Chunks& chunks, const T* x, const T* grad, const T* mea
                    T slope, T* part) {
   const int64_t channels = chunks.channels;
   chunks.run([&](int64_t i, int64_t first, int64_t pixels) {
-    const T *xs = x + first, *gs = grad + first;
-    const auto before = [=](int64_t k, int64_t c) { return leaky_gradient(xs[k] * scale[c] + shift[c], gs[k], slope); };
-    T* sums = part + 2 * i * channels;
-    sum_pixels(pixels, channels, sums, before);
-    sum_pixels(pixels, channels, sums + channels,
-               [=](int64_t k, int64_t c) { return before(k, c) * (xs[k] - mean[c]); });
+    T *sums = part + 2 * i * channels, *products = sums + channels;
+    std::fill(sums, sums + 2 * channels, T(0));
+    for (int64_t k = first; k < first + pixels * channels; k += channels)
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        const T g = leaky_gradient(x[k + c] * scale[c] + shift[c], grad[k + c], slope);
+        sums[c] += g;
+        products[c] += g * (x[k + c] - mean[c]);
+      }
   });
 }
 

@@ -65,23 +65,6 @@ inline void check_conv3x3_weight(const at::Tensor& x, const at::Tensor& grad) {
   check_like(grad, "grad", x, "x");
 }
 
-inline void check_batch_norm(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-  check_floating(x, "x");
-  TORCH_CHECK_VALUE(x.dim() == 4, "x must be [N, C, H, W], got ", x.sizes());
-  for (const auto* t : {&weight, &bias}) {
-    check_shape(*t, "weight and bias", {x.size(1)});
-    check_like(*t, "weight or bias", x, "x");
-  }
-}
-
-inline void check_batch_norm_backward(const at::Tensor& grad, const at::Tensor& x, const at::Tensor& weight,
-                                      const at::Tensor& bias, const at::Tensor& mean, const at::Tensor& variance) {
-  check_batch_norm(x, weight, bias);
-  check_batch_norm(x, mean, variance);
-  check_shape(grad, "grad", x.sizes());
-  check_like(grad, "grad", x, "x");
-}
-
 // Formats whose rows (dimension 0) lie one after another in memory need no copy.
 inline at::MemoryFormat dense_rows_format(const at::Tensor& x) {
   if (x.is_contiguous()) return at::MemoryFormat::Contiguous;

@@ -9,12 +9,6 @@
 
 TORCH_LIBRARY(interlude_fast, m) {
   m.def("circular_shift_fusion(Tensor x, float alpha, int shift) -> Tensor");
-  m.def(
-      "batch_norm_leaky_relu(Tensor x, Tensor weight, Tensor bias, float eps, float slope) -> "
-      "(Tensor y, Tensor mean, Tensor variance)");
-  m.def(
-      "batch_norm_leaky_relu_backward(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor mean, "
-      "Tensor variance, float eps, float slope) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)");
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias) -> Tensor");
   m.def("conv3x3_weight(Tensor x, Tensor grad) -> Tensor");
   m.def(

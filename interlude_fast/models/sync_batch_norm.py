@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
 
-from .norm import BatchNorm2d
 from .sharding import OfAllRanks
 
-PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNorm2d)
+PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from interlude_fast.errors import ConfigError
 from .base import Network, NetworkOptions, Shape
 from .conv import Conv2d
 from .fusion import EmbeddingFusion
-from .norm import BatchNorm2d, normalize_and_activate
 
 
 class Form(NamedTuple):
@@ -76,9 +76,9 @@ class Block(nn.Module):
         super().__init__()
         self.slope = o.leaky_slope
         _, bias, eps, _ = o.parametrization()
-        self.bn1 = BatchNorm2d(inputs, eps, o.bn_momentum)
+        self.bn1 = nn.BatchNorm2d(inputs, eps, o.bn_momentum)
         self.conv1 = Conv2d(inputs, outputs, 3, stride, 1, bias=bias)
-        self.bn2 = BatchNorm2d(outputs, eps, o.bn_momentum)
+        self.bn2 = nn.BatchNorm2d(outputs, eps, o.bn_momentum)
         self.conv2 = Conv2d(outputs, outputs, 3, 1, 1, bias=bias)
         self.same_shape = inputs == outputs and stride == 1
         self.activates_before_split = is_first and not self.same_shape
@@ -95,7 +95,7 @@ class Block(nn.Module):
         return shortcut + out
 
     def _activate(self, bn: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        return normalize_and_activate(bn, x, self.slope)
+        return F.leaky_relu(bn(x), self.slope, inplace=True)
 
     def unread_buffers(self) -> list[str]:
         """Names of running statistics that the released code updates and nobody reads."""
@@ -142,7 +142,7 @@ class WideResNet(Network):
             stride = options.first_stride if s == 1 else 2
             self.add_module(f"block{s}", Stage(options, inputs, outputs, stride, is_first=s == 1))
             inputs = outputs
-        self.bn1 = BatchNorm2d(inputs, form.final_eps, options.bn_momentum)
+        self.bn1 = nn.BatchNorm2d(inputs, form.final_eps, options.bn_momentum)
         self.embedding_size = inputs
         self.fc = nn.Linear(inputs, shape.classes)
         self.apply(self._initialize)
@@ -162,7 +162,7 @@ class WideResNet(Network):
             if s == self.fusion_stage:
                 x = self.fusion(x)
             x = getattr(self, f"block{s}")(x)
-        return normalize_and_activate(self.bn1, x, self.slope).mean((2, 3))
+        return F.leaky_relu(self.bn1(x), self.slope, inplace=True).mean((2, 3))
 
     def classify(self, embedding: Tensor) -> Tensor:
         return self.fc(embedding)

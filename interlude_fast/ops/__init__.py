@@ -12,7 +12,6 @@ from .conv import conv3x3
 from .extension import ExtensionStatus, status, use_reference
 from .fusion import circular_shift_fusion
 from .losses import InterludeLoss, delta_consistency_loss, interlude_loss
-from .norm import batch_norm_leaky_relu
 from .optim import sgd_ema_
 from .sampling import sample_rows
 
@@ -20,7 +19,6 @@ __all__ = [
     "ExtensionStatus",
     "InterludeLoss",
     "augment_views",
-    "batch_norm_leaky_relu",
     "circular_shift_fusion",
     "conv3x3",
     "delta_consistency_loss",

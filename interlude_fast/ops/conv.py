@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interlude_fast import reference
 
-from .extension import compiled_for, status, transformed
+from .extension import compiled_for, status
 
 LEAST_CHANNELS = 16  # the transforms of tiles cost by channel, the products by pairs of channels
 LEAST_PIXELS = 1024  # of all images together, beside the transform of the weights
@@ -41,7 +41,7 @@ def winograd_runs(x: Tensor, weight: Tensor) -> bool:
     """Whether this convolution is one that the kernels take and that they are faster at."""
     if x.device.type != "cpu" or x.dim() != 4 or not x.dtype == weight.dtype == torch.float32:
         return False
-    if torch.is_autocast_enabled("cpu") or (status().loaded and not status().vector_unit) or transformed():
+    if torch.is_autocast_enabled("cpu") or (status().loaded and not status().vector_unit) or _transformed():
         return False
     n, inputs, height, width = x.shape
     pixels, tiles = n * height * width, n * -(-height // 4) * -(-width // 4)
@@ -51,6 +51,13 @@ def winograd_runs(x: Tensor, weight: Tensor) -> bool:
         and pixels >= max(LEAST_PIXELS, 8 * tiles)  # no more than half of what is computed lies outside
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, which know no rule for the op."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 def _transposed(weight: Tensor) -> Tensor:

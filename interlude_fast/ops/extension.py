@@ -97,11 +97,3 @@ def compiled_for(x: Tensor) -> bool:
     if not torch.compiler.is_compiling():
         _warn_once(x.device.type)
     return False
-
-
-def transformed() -> bool:
-    """Whether forward-mode differentiation or another transform of torch.func is at work: ops have no rule for
-    them."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

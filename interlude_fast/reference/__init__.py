@@ -6,7 +6,6 @@ from __future__ import annotations
 from .augment import augment_views
 from .conv import conv3x3
 from .losses import circular_shift_fusion, delta_consistency_loss, interlude_loss, pseudo_labels, split_rows
-from .norm import batch_norm_leaky_relu
 from .optim import sgd_ema_
 from .sampling import AUGMENT, LABELED_ORDER, SPLIT, UNLABELED_DRAW, draw, permute, philox4x32, sample_rows
 
@@ -16,7 +15,6 @@ __all__ = [
     "SPLIT",
     "UNLABELED_DRAW",
     "augment_views",
-    "batch_norm_leaky_relu",
     "circular_shift_fusion",
     "conv3x3",
     "delta_consistency_loss",

@@ -18,11 +18,18 @@ STEPS = 30
 CALM = {"lr": 0.003}  # at the preset's 0.1 rounding grows a thousandfold in 30 steps
 
 
-def run_steps(method: str, options: dict, dtype: torch.dtype) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+def run_steps(
+    method: str, options: dict, dtype: torch.dtype, nudge: int | None = None
+) -> tuple[list[list[float]], dict[str, torch.Tensor]]:
+    """nudge: seed of a change of the initial weights by a few units in the last place."""
     config = small_config(
         method={"name": method, **options}, train={"steps": STEPS, "batch": 4, "mu": 3}, optim=CALM
     )
     run = prepare(config)
+    if nudge is not None:
+        noise = torch.Generator().manual_seed(nudge)
+        for p in run.state.model.parameters():
+            p.data *= 1 + 2.0**-22 * torch.randn(p.shape, generator=noise)
     state = TrainState(run.state.model.to(dtype), run.state.method, config.optim, STEPS)
     losses = []
     for step in range(STEPS):
@@ -68,13 +75,16 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 
 @needs_kernels
-@CASES
-def test_fused_runs_drift_no_further_than_plain_ones_in_float32(method: str, options: dict) -> None:
-    """Rounding grows over 30 steps, and by how much is the run's own: plain float32 is the measure."""
-    losses, weights = run_steps(method, options, torch.float32)
+@pytest.mark.parametrize("method", ["interlude", "interlude_plus", "flexmatch", "semisupcon", "mixup_lr"])
+def test_fused_runs_drift_no_further_than_plain_ones_in_float32(method: str) -> None:
+    """Rounding grows over 30 steps, by how much is a matter of luck (a row at a threshold, an activation at its
+    kink): plain float32, also from weights that are a few units in the last place off, is the measure."""
+    losses, weights = run_steps(method, {}, torch.float32)
     with ops.use_reference():
-        plain_losses, plain_weights = run_steps(method, options, torch.float32)
-        true_losses, true_weights = run_steps(method, options, torch.float64)
-    fused_off, plain_off = (torch.tensor(x) - torch.tensor(true_losses) for x in (losses, plain_losses))
-    assert fused_off.abs().max() <= 10 * plain_off.abs().max() + 1e-5
-    assert distance(weights, true_weights) <= 10 * distance(plain_weights, true_weights) + 1e-5
+        plain = [run_steps(method, {}, torch.float32, nudge) for nudge in (None, 0, 1)]
+        true_losses, true_weights = run_steps(method, {}, torch.float64)
+    fused_off, *plain_off = (
+        (torch.tensor(x) - torch.tensor(true_losses)).abs().max() for x in (losses, *(run[0] for run in plain))
+    )
+    assert fused_off <= 10 * max(plain_off) + 1e-5
+    assert distance(weights, true_weights) <= 10 * max(distance(w, true_weights) for _, w in plain) + 1e-5

@@ -35,6 +35,8 @@ COMMANDS = {
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 # What a path may meet wherever it is looked at.
 OUT_OF_REACH = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
+# Their runs are of one process each; torchrun would have every process do them all.
+OF_ONE_PROCESS = ("ablate", "bench", "compare")
 
 
 def one_line_errors(run: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,6 +121,10 @@ class Commands(click.Group):
     def resolve_command(self, context: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             context.fail(f"no such command '{args[0]}'{nearest(args[0], COMMANDS)}")
+        if args and args[0] in OF_ONE_PROCESS and os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
+            context.fail(
+                f"{args[0]} is the work of one process: leave out torchrun (WORLD_SIZE is set), or use train"
+            )
         return super().resolve_command(context, args)
 
 

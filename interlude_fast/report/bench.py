@@ -19,7 +19,8 @@ from interlude_fast.config import Config
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.methods import Losses
 from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
-from interlude_fast.train.device import float32_products
+from interlude_fast.train.device import library_kernels
+from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare
 from interlude_fast.train.meter import Meter
 
@@ -236,14 +237,17 @@ def bench(
 
 
 def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
-    run = prepare(config, RichProgress(screen))
+    with explained(config):
+        run = prepare(config, RichProgress(screen))
+        refuse_too_large(run.config, run.source, run.split)
     run.stepper.tell = lambda line: tell(screen, line)
     try:
         gpus = [run.device] if run.device.type == "cuda" else []
         with (
             screen.status("measuring steps"),
             torch.random.fork_rng(devices=gpus),
-            float32_products(run.precision),
+            library_kernels(run.precision),
+            explained(run.config, (run.source, run.split)),
         ):
             timing, idle = measure_run(run, seconds)
             evaluation, checkpoint = evaluation_seconds(run, seconds), checkpoint_seconds(run)

@@ -75,13 +75,14 @@ def image_dtype(precision: Precision) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def float32_products(precision: Precision) -> Iterator[None]:
-    """Inside, float32 products and convolutions on GPUs are exact under fp32, and TF32 otherwise; torch's own
-    default is TF32 for convolutions alone."""
+def library_kernels(precision: Precision) -> Iterator[None]:
+    """Inside, float32 products and convolutions on GPUs are exact under fp32, and TF32 otherwise (torch's own
+    default is TF32 for convolutions alone); and cuDNN times its algorithms, as every step has the same shapes."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     matmul.allow_tf32 = cudnn.allow_tf32 = precision != "fp32"
+    cudnn.benchmark = True
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before

@@ -34,7 +34,7 @@ from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
-from .device import float32_products, image_dtype, resolve_precision
+from .device import image_dtype, library_kernels, resolve_precision
 from .distributed import Asked, World, end_in_time, loss_of_a_process
 from .interrupt import Interrupt
 from .meter import Meter
@@ -291,7 +291,7 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
         with (
             Interrupt(of_several=run.world.size > 1) as interrupt,
             torch.random.fork_rng(devices=gpus),
-            float32_products(run.precision),
+            library_kernels(run.precision),
             loss_of_a_process(run.world, checkpoint),
             end_in_time(run.world, checkpoint) if run.device.type == "cuda" else contextlib.nullcontext(),
             shared_steps(run.state, run.world),

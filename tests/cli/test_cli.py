@@ -234,3 +234,13 @@ def test_doctor_says_what_would_run(call: Callable[..., Result]) -> None:
     result = call("doctor")
     assert result.exit_code == 0
     assert "would run" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["ablate", "bench", "compare"])
+def test_commands_of_one_process_are_refused_in_a_job(
+    call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = call(command)
+    assert result.exit_code == 2
+    assert f"{command} is the work of one process" in result.stderr

@@ -8,7 +8,7 @@ import torch
 from interlude_fast.errors import ConfigError
 from interlude_fast.report import train_run
 from interlude_fast.train import device as devices
-from interlude_fast.train.device import float32_products, image_dtype, resolve_precision
+from interlude_fast.train.device import image_dtype, library_kernels, resolve_precision
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.step import EagerStep
 from tests.helpers import small_config
@@ -47,7 +47,7 @@ def test_formats_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_products_are_exact_and_the_settings_come_back() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", True)):
-        with float32_products(precision):
+        with library_kernels(precision):
             assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 

@@ -19,28 +19,23 @@ from interlude_fast.data.pipelines import Pipeline
 from interlude_fast.methods import Losses
 
 from .state import TrainState
-from .step import LossFunction, apply_gradients, losses_and_gradients, set_numbers
+from .step import EagerStep, LossFunction, apply_gradients, losses_and_gradients, set_numbers
 
 WARM_UP = 3  # steps; libraries choose algorithms and allocate workspaces in them
 
 
-class StaticStep:
-    """A step of a run at every call, with all of its input in memory that stays where it is: `body` could be
-    recorded and replayed. Runs on any device.
-
-    Attributes:
-        waited: seconds that the last call waited for its batch.
-    """
+class StaticStep(EagerStep):
+    """The same with all of its input in memory that stays where it is: `body` could be recorded and replayed. Runs
+    on any device."""
 
     def __init__(
         self, state: TrainState, pipeline: Pipeline, precision: Precision, compute: LossFunction | None = None
     ) -> None:
-        self.state, self.pipeline, self.precision, self.compute = state, pipeline, precision, compute
+        super().__init__(state, pipeline, precision, compute)
         device = pipeline.sampler.store.device
         self.step = torch.zeros((), dtype=torch.int64, device=device)
         self.position = torch.zeros((), dtype=torch.int64, device=device)
         self.batch: Batch | None = None  # where the pipeline's work cannot be recorded
-        self.waited = 0.0
 
     def load(self) -> None:
         """The coming step's input, to where `body` reads it."""

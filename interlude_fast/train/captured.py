@@ -107,10 +107,13 @@ class CapturedStep(StaticStep):
         state.restore(before)
         state.optimizer.zero_grad(set_to_none=True)
         del before
-        graph = torch.cuda.CUDAGraph()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
         set_numbers(state)  # the warm-up has drawn
-        # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.losses = self.body()
+        try:
+            # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.losses = self.body()
+        finally:
+            torch.cuda.set_stream(current)  # a recording that fails leaves its own behind
         set_numbers(state)
         self.graph = graph

@@ -3,6 +3,7 @@ PyTorch, in one run: `python -m bench.step [--device cpu|cuda] [--out FILE] [--q
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -14,12 +15,11 @@ from bench.harness import begin, measure, parser, quick, show, write
 from bench.recipes import reference, strong
 from bench.workload import default_networks, noise_run
 from interlude_fast.data.decode import cores
-from interlude_fast.errors import InterludeError
 from interlude_fast.report.bench import take_step
 from interlude_fast.report.recipe import settings
 from interlude_fast.train.device import autocast
 from interlude_fast.train.loop import Run
-from interlude_fast.train.step import update
+from interlude_fast.train.step import set_numbers, update
 
 STAGES = ("whole", "batch", "forward", "loss", "backward", "update")
 BLOCK, MOST = 0.5, 20  # seconds that a timing of whole steps or batches should take, and of how many at most
@@ -66,6 +66,7 @@ class Ours:
         loss.backward()
 
     def update(self) -> None:
+        set_numbers(self.state)
         update(self.state)
 
     def step(self) -> Any:
@@ -155,8 +156,8 @@ def our_ways(
             take_step(run)
             if name not in missing:
                 ways[name] = Ours(run)
-        except InterludeError as error:
-            missing[name] = str(error)
+        except Exception as error:  # the others are measured all the same
+            missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
     return ways, missing
 
 
@@ -185,6 +186,8 @@ def rows(
     network: str, device: torch.device, batch: int, names: list[str], stages: list[str], repeats: int
 ) -> Iterator[dict[str, Any]]:
     ours, missing = our_ways(network, device, batch, names)
+    if not ours:
+        sys.exit(f"bench.step: no way to run the step works here: {missing}")
     first = next(reversed(ours.values())).run
     theirs, missing_recipes = recipes(first)
     notes = {"precision": first.precision, "workers": cores(), "failed": missing | missing_recipes}

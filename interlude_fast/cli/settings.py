@@ -30,6 +30,7 @@ OVERRIDES = {
     "budget": "train.budget",
 }
 
+MOST_SEEDS = 1000
 PATH = click.Path(path_type=Path)
 # Those that a run leaves behind; the last one where it has validation images.
 NETWORKS = ("ema", "raw", "best_on_validation")
@@ -97,6 +98,8 @@ def parse_seeds(context: click.Context, option: click.Parameter, text: str | Non
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()) or (dash and int(last) < int(first)):
             raise click.BadParameter(f"wants seeds such as 0-4 or 0,3, got '{text}'")
+        if int(last or first) - int(first) >= MOST_SEEDS:
+            raise click.BadParameter(f"wants at most {MOST_SEEDS:,} seeds, got '{text}'")
         seeds += range(int(first), int(last or first) + 1)
     return seeds
 

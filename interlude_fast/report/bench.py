@@ -19,7 +19,7 @@ from interlude_fast.config import Config
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.methods import Losses
 from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
-from interlude_fast.train.device import library_kernels
+from interlude_fast.train.device import float32_products
 from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare
 from interlude_fast.train.meter import Meter
@@ -246,7 +246,7 @@ def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
         with (
             screen.status("measuring steps"),
             torch.random.fork_rng(devices=gpus),
-            library_kernels(run.precision),
+            float32_products(run.precision),
             explained(run.config, (run.source, run.split)),
         ):
             timing, idle = measure_run(run, seconds)

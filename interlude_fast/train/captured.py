@@ -6,8 +6,10 @@ seed (which a graph takes from torch's generator at every replay), and the batch
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -81,6 +83,17 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {n: t for n, t in vars(batch).items() if isinstance(t, Tensor) and n != "step"}
 
 
+@contextlib.contextmanager
+def waiting_refused() -> Iterator[None]:
+    """Whatever waits for the device raises, as it would in a recording, which it would leave in a bad state."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 class CapturedStep(StaticStep):
     """The same, recorded at the first call and replayed from then on. The losses that it returns are overwritten
     by the next call."""
@@ -98,22 +111,28 @@ class CapturedStep(StaticStep):
     def _record(self) -> None:
         state, device = self.state, self.step.device
         before = state.snapshot()
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
+        current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
+            for _ in range(WARM_UP - 1):
                 self.body()
-        torch.cuda.current_stream(device).wait_stream(stream)
+            with waiting_refused():
+                self.body()
+        current.wait_stream(stream)
         state.restore(before)
         state.optimizer.zero_grad(set_to_none=True)
         del before
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(device)
+        graph = torch.cuda.CUDAGraph()
         set_numbers(state)  # the warm-up has drawn
         try:
             # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 self.losses = self.body()
-        finally:
-            torch.cuda.set_stream(current)  # a recording that fails leaves its own behind
+        except Exception:
+            # A recording that fails leaves its stream, and a generator that believes that it goes on.
+            torch.cuda.set_stream(current)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+            raise
         set_numbers(state)
         self.graph = graph

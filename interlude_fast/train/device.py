@@ -75,14 +75,13 @@ def image_dtype(precision: Precision) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def library_kernels(precision: Precision) -> Iterator[None]:
-    """Inside, float32 products and convolutions on GPUs are exact under fp32, and TF32 otherwise (torch's own
-    default is TF32 for convolutions alone); and cuDNN times its algorithms, as every step has the same shapes."""
+def float32_products(precision: Precision) -> Iterator[None]:
+    """Inside, float32 products and convolutions on GPUs are exact under fp32, and TF32 otherwise; torch's own
+    default is TF32 for convolutions alone."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = precision != "fp32"
-    cudnn.benchmark = True
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+        matmul.allow_tf32, cudnn.allow_tf32 = before

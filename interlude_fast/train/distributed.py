@@ -80,6 +80,8 @@ class World:
         """
         device = resolve_device(wish)
         if self.size == 1 or device.type != "cuda":
+            if device.index is not None:  # streams, events and recordings are of the current GPU
+                torch.cuda.set_device(device)
             return device
         if device.index is not None:
             raise ConfigError(

@@ -34,11 +34,11 @@ from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 
 from .build import build_network, refuse_single_rows
 from .checkpoint import save_checkpoint
-from .device import image_dtype, library_kernels, resolve_precision
+from .device import float32_products, image_dtype, resolve_precision
 from .distributed import Asked, World, end_in_time, loss_of_a_process
 from .interrupt import Interrupt
 from .meter import Meter
-from .optim import learning_rate_factor, refuse_contradictions
+from .optim import learning_rate_factor, refuse_contradictions, refuse_unscaled_shrink
 from .pace import BudgetPace, Pace
 from .parallel import SharedPace, shared_steps
 from .selection import Selection
@@ -230,6 +230,7 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     t, world = config.train, World.current()
     world.refuse_uneven(t.batch)
     device = world.device(t.device)
+    refuse_unscaled_shrink(config.optim, t.precision)
     refuse_contradictions(config.optim, t.steps)
     with world.first_here_then_others():
         source, split = load_data(config, progress, split_file)
@@ -291,7 +292,7 @@ def train(run: Run, recorder: Recorder, checkpoint: Path | None = None) -> dict[
         with (
             Interrupt(of_several=run.world.size > 1) as interrupt,
             torch.random.fork_rng(devices=gpus),
-            library_kernels(run.precision),
+            float32_products(run.precision),
             loss_of_a_process(run.world, checkpoint),
             end_in_time(run.world, checkpoint) if run.device.type == "cuda" else contextlib.nullcontext(),
             shared_steps(run.state, run.world),
@@ -333,12 +334,8 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
         if stop or (last and interrupt.asked and run.world.size == 1):
             run.world.after_first()
             raise Interrupted(checkpoint) if checkpoint else KeyboardInterrupt
-    spans = 1 / (1 - run.config.optim.ema_decay)
-    if run.config.train.budget and state.step < spans:
-        recorder.noted(
-            f"the EMA network averages over about {spans:,.0f} steps and this run had {state.step:,}: it "
-            "still holds its initial weights; look at the raw network, or lower optim.ema_decay"
-        )
+    for line in pace.remarks():
+        recorder.noted(line)
     return run.evaluate() if scores is None else scores
 
 

@@ -57,6 +57,12 @@ def refuse_contradictions(config: OptimConfig, steps: int) -> None:
         )
 
 
+def refuse_unscaled_shrink(config: OptimConfig, precision: str) -> None:
+    """Raises ConfigError where a step whose gradients overflow would shrink the weights all the same."""
+    if precision == "fp16" and config.shrink and config.name != "sgd":
+        raise ConfigError(f"optim.shrink with optim.name = {config.name} has no fp16; use precision bf16 or fp32")
+
+
 class SGD(torch.optim.Optimizer):
     """torch.optim.SGD and the moving average of the weights in one pass over them (ops.sgd_ema_). The learning
     rate `lr` lies on the device; groups take their `scale` of it. Under a loss scale a step that overflows changes

@@ -15,6 +15,7 @@ from .state import TrainState
 
 WINDOW = 50  # steps whose mean duration predicts the next ones'
 EVALUATING = 0.05  # share of the time so far that evaluations on the way may take
+FEW = 20  # steps in which no schedule can be followed
 AHEAD = 16  # steps that the host may be ahead of the device where it looks at the clock
 
 
@@ -42,6 +43,10 @@ class Pace:
     def metrics(self) -> dict[str, float]:
         """What it adds to a line of metrics."""
         return {}
+
+    def remarks(self) -> list[str]:
+        """Lines for the user after the last step."""
+        return []
 
 
 @dataclass
@@ -125,7 +130,7 @@ class BudgetPace(Pace):
         """The host's clock tells of the device's work only where the host is not far ahead."""
         if self.state.device.type == "cuda":
             done = torch.cuda.Event()
-            done.record()
+            done.record(torch.cuda.current_stream(self.state.device))
             self.queued.append(done)
             if len(self.queued) > AHEAD:
                 self.queued.popleft().synchronize()
@@ -155,3 +160,19 @@ class BudgetPace(Pace):
 
     def metrics(self) -> dict[str, float]:
         return {"schedule": self.state.position / self.state.steps}
+
+    def remarks(self) -> list[str]:
+        """Whether the time was too short, for the schedule or for the average."""
+        steps, spans, b = self.state.step, 1 / (1 - self.state.optim.ema_decay), self.budget
+        lines = []
+        if steps < FEW:
+            lines.append(
+                f"a budget of {b.seconds:.0f} s was enough for {steps} steps only, as the end takes about "
+                f"{b.reserved:.0f} s: the schedule was hardly followed; give it more time"
+            )
+        if steps < spans:
+            lines.append(
+                f"the EMA network averages over about {spans:,.0f} steps and this run had {steps:,}: it still "
+                "holds its initial weights; look at the raw network, or lower optim.ema_decay"
+            )
+        return lines

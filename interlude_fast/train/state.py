@@ -94,7 +94,11 @@ class TrainState:
 
     @torch.no_grad()
     def restore(self, snapshot: list[tuple[Tensor, Tensor]]) -> None:
-        """Undo what was done to the tensors since; what a first step made (moments of Adam) begins at 0 again."""
+        """Undo what was done to the tensors since; what a first step made (moments of Adam) begins at 0 again, and
+        so does what a step that broke off has left of its loss scale."""
+        getattr(self.scaler, "_per_optimizer_states", {}).clear()  # a scaler that is off has none
+        for name in ("grad_scale", "found_inf"):
+            vars(self.optimizer).pop(name, None)
         for moments in self.optimizer.state.values():
             for moment in moments.values():
                 if isinstance(moment, Tensor):

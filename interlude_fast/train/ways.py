@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from interlude_fast.config import Precision, TrainConfig
 from interlude_fast.data.pipelines import Pipeline
 from interlude_fast.errors import ConfigError, InterludeError
@@ -70,8 +72,9 @@ def choose(t: TrainConfig, device_type: str, cannot_compile: str = "", alone: bo
     capture = cuda if t.capture is None else t.capture
     compile, why_not = _compiling(t, cuda, cannot_compile) if t.compile is None else (t.compile, "")
     ways = dict.fromkeys([Way(compile, capture), Way(False, capture), Way(compile, False), Way(False, False)])
-    asked = "as asked" if t.compile is not None and t.capture is not None else f"the default on {device_type}"
-    return Choice(tuple(ways), "; ".join(filter(None, [asked, why_not])))
+    asked = [f"train.{name} = {wish}" for name in ("compile", "capture") if (wish := getattr(t, name)) is not None]
+    said = f"as {' and '.join(asked)} ask" if asked else f"the default on {device_type}"
+    return Choice(tuple(ways), "; ".join(filter(None, [said, why_not])))
 
 
 def _shared_steps(t: TrainConfig) -> Choice:
@@ -124,10 +127,12 @@ class Stepper:
             before, numbers = self.state.snapshot(), (self.state.step, self.state.position)
             try:
                 return self._first()
-            except InterludeError:
+            except (InterludeError, torch.OutOfMemoryError):  # another way would need as much
                 raise
             except Exception as error:
                 failed = self.ways.pop(0)
+                if failed.captured:  # a recording that failed is not tried once more
+                    self.ways = [way for way in self.ways if not way.captured]
                 self.state.restore(before)
                 self.state.step, self.state.position = numbers
                 self.current, reason = None, " ".join(str(error).split())[:200] or type(error).__name__

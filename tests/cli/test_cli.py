@@ -244,3 +244,9 @@ def test_commands_of_one_process_are_refused_in_a_job(
     result = call(command)
     assert result.exit_code == 2
     assert f"{command} is the work of one process" in result.stderr
+
+
+def test_seeds_have_a_bound(call: Callable[..., Result]) -> None:
+    result = call("train", "--seeds", "0-99999999")
+    assert result.exit_code == 2
+    assert "at most 1,000 seeds" in result.stderr

@@ -110,6 +110,13 @@ def test_a_run_ends_on_time_with_its_schedule(tmp_path) -> None:
     assert '"position":"1000000.0"' in metadata
 
 
+def test_a_budget_that_is_too_short_says_so(tmp_path) -> None:
+    train_run(budget_config(budget=0.5), tmp_path / "run")
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "a budget of 0 s was enough for 1 steps only" in log
+    assert "the EMA network averages over about" in log
+
+
 def test_a_resumed_run_has_the_time_that_was_left(tmp_path, monkeypatch) -> None:
     class Stop(Exception): ...
 

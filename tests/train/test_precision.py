@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
 from interlude_fast.errors import ConfigError
 from interlude_fast.report import train_run
 from interlude_fast.train import device as devices
-from interlude_fast.train.device import image_dtype, library_kernels, resolve_precision
+from interlude_fast.train.device import float32_products, image_dtype, resolve_precision
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.step import EagerStep
 from tests.helpers import small_config
@@ -47,7 +49,7 @@ def test_formats_that_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exact_products_are_exact_and_the_settings_come_back() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision, allowed in (("fp32", False), ("tf32", True), ("bf16", True)):
-        with library_kernels(precision):
+        with float32_products(precision):
             assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
     assert before == (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
@@ -75,6 +77,13 @@ def test_an_overflow_under_fp16_changes_no_weight_and_lowers_the_scale(optim: di
     step()
     assert not torch.equal(run.state.model.fc.weight, before["fc.weight"])
     assert run.state.step == 2
+
+
+def test_weights_that_shrink_outside_the_optimizer_have_no_fp16() -> None:
+    for name, refused in (("adam", True), ("sgd", False)):
+        config = small_config(train={"precision": "fp16"}, optim={"name": name, "lr": 0.001, "shrink": 0.02})
+        with pytest.raises(ConfigError, match=r"optim\.shrink") if refused else contextlib.nullcontext():
+            prepare(config)
 
 
 def test_fp16_runs_learn_what_fp32_runs_learn_and_resume_exactly(tmp_path, monkeypatch) -> None:

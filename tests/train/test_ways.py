@@ -117,21 +117,33 @@ class Failing:
 @pytest.mark.parametrize("optim", [CALM, {"name": "adam", "lr": 0.001}], ids=["sgd", "adam"])
 def test_a_way_that_fails_leaves_no_trace_and_one_line(optim: dict) -> None:
     a, b = (prepare(small_config(optim=optim)) for _ in range(2))
-    ways = (Way(True, True), Way(False, True), Way(False, False))
+    ways = (Way(True, True), Way(False, True), Way(True, False), Way(False, False))
 
     def build(way: Way) -> Step:
-        return Failing(b) if way.captured else EagerStep(b.state, b.pipeline, "fp32")
+        return EagerStep(b.state, b.pipeline, "fp32") if way == Way(False, False) else Failing(b)
 
     stepper, lines = Stepper(b.state, Choice(ways, "the default"), build), []
     stepper.tell = lines.append
     losses = losses_of(stepper, 3)
     assert torch.equal(losses, losses_of(EagerStep(a.state, a.pipeline, "fp32"), 3))
     assert_same_state(a, b)
-    assert stepper.choice == "eager (captured failed)"
+    assert stepper.choice == "eager (compiled failed)"
     assert lines == [
         f"{way} steps do not work here (operation not permitted when stream is capturing); going on {then}"
-        for way, then in (("compiled and captured", "captured"), ("captured", "eager"))
+        for way, then in (("compiled and captured", "compiled"), ("compiled", "eager"))
     ]
+
+
+def test_exhausted_memory_is_not_tried_in_other_ways() -> None:
+    run = made()
+
+    class Exhausted(Failing):
+        def __call__(self) -> Any:
+            raise torch.OutOfMemoryError("out of memory")
+
+    stepper = Stepper(run.state, Choice((Way(False, True), Way(False, False)), ""), lambda way: Exhausted(run))
+    with pytest.raises(torch.OutOfMemoryError):
+        stepper()
 
 
 def test_an_error_of_the_last_way_is_raised() -> None:

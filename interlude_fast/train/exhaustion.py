@@ -123,8 +123,8 @@ def _explanation(config: Config, data: tuple[Source, Split] | None, said: str) -
         if has is None or estimate is None:
             return f"{where}: {said}; try a smaller train.batch"
         held = held if device.type == "cuda" else estimate.state
-        # It did not fit, whatever the estimate says.
-        budget = int(min(USABLE * (has.free + held), 0.8 * estimate.total))
+        # It did not fit, whatever the estimate says, which is up to a third too low.
+        budget = int(min(USABLE * (has.free + held), 0.6 * estimate.total))
         return f"{where}: {asked_for(need, estimate)}; {would_fit(need, estimate, budget)}"
     except (RuntimeError, MemoryError) as error:
         if not is_exhaustion(error):

@@ -18,8 +18,8 @@ from interlude_fast.errors import CheckpointError, ConfigError, RunError
 from interlude_fast.report import Seeds, jobs, seed_configs, train_seeds
 from interlude_fast.report.run import train_run
 from interlude_fast.report.worker import with_share
-from interlude_fast.train import loop
-from tests.helpers import SMALL, flags, small_config
+from interlude_fast.train.state import TrainState
+from tests.helpers import SMALL, before_steps, flags, small_config
 from tests.train.test_runs import assert_same_run
 
 QUICK = {**SMALL, "train": {**SMALL["train"], "steps": 4, "device": "cpu"}}
@@ -74,15 +74,13 @@ def test_an_interrupted_seed_goes_on_exactly(
 ) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     call(whole, 0, 1)
-    real = loop.train_step
 
-    def interrupting(state, *args, **kwargs):
+    def interrupt(state: TrainState) -> None:
         if state.step == 2 and state.seed == 1:
             os.kill(os.getpid(), signal.SIGINT)
-        return real(state, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", interrupting)
+        before_steps(patch, interrupt)
         with pytest.raises(KeyboardInterrupt):
             call(broken, 0, 1)
     trained.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +22,8 @@ from .compiled import compiled_losses
 from .state import TrainState
 from .step import EagerStep
 
-# Steps below which compiling, about a minute, is not won back on a GPU.
-WORTH_COMPILING = 10_000
+# Steps, and seconds of a budget, below which compiling, about a minute, may not be won back.
+WORTH_COMPILING, WORTH_SECONDS = 10_000, 600.0
 
 
 class Step(Protocol):
@@ -89,11 +91,11 @@ def _compiling(t: TrainConfig, cuda: bool, cannot: str) -> tuple[bool, str]:
     """Whether `auto` compiles, and why not."""
     if cannot:
         return False, f"not compiled: {cannot}"
-    if not cuda:
-        return False, "compiling brings nothing here, see docs/performance.md"
-    if importlib.util.find_spec("triton") is None:
+    if cuda and importlib.util.find_spec("triton") is None:
         return False, "not compiled: triton is not installed"
-    short = t.steps < WORTH_COMPILING if t.budget is None else t.budget < 600
+    if not cuda and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
+        return False, "not compiled: there is no C++ compiler"
+    short = t.steps < WORTH_COMPILING if t.budget is None else t.budget < WORTH_SECONDS
     return not short, "not compiled: a short run" if short else ""
 
 

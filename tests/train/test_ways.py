@@ -145,7 +145,10 @@ def test_an_error_of_the_last_way_is_raised() -> None:
 @pytest.mark.parametrize(
     ("settings", "device", "first"),
     [
-        ({}, "cpu", "eager"),
+        ({}, "cpu", "compiled"),
+        ({"steps": 5000}, "cpu", "eager"),
+        ({"budget": "20m"}, "cpu", "compiled"),
+        ({"compile": False}, "cpu", "eager"),
         ({"compile": True}, "cpu", "compiled"),
         ({"capture": False, "compile": False}, "cuda", "eager"),
         ({"compile": False}, "cuda", "captured"),

@@ -53,6 +53,9 @@ class SharedPace(Pace):
     def metrics(self) -> dict[str, float]:
         return self.pace.metrics()
 
+    def remarks(self) -> list[str]:
+        return self.pace.remarks()
+
 
 class Parallel(nn.Module):
     """A step's forward pass and losses on this process' share of the rows; its parameters are the network's."""
@@ -78,9 +81,8 @@ class DataParallel:
     def __init__(self, state: TrainState, world: World) -> None:
         self.shards = Shards(world.rank, world.size)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # the newer name of broadcast_buffers is not in torch 2.11
+            # The newer name of broadcast_buffers is not in torch 2.11.
+            warnings.simplefilter("ignore", FutureWarning)
             # Of a static graph DDP knows which parameters are never used, and may be without gradient.
             self.step = DistributedDataParallel(
                 Parallel(state, self.shards), broadcast_buffers=False, static_graph=True
@@ -113,9 +115,9 @@ def shared_steps(state: TrainState, world: World) -> Iterator[None]:
         yield
         return
     networks: Any = state.model, state.ema.model
-    state.parallel = DataParallel(state, world)
+    state.parallel = shared = DataParallel(state, world)
     for network in networks:
-        network.shards = state.parallel.shards
+        network.shards = shared.shards
     try:
         yield
     finally:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from interlude_fast.config import OptimConfig
+from interlude_fast.data.batch import Batch
 from interlude_fast.errors import CheckpointError
-from interlude_fast.methods import Method
+from interlude_fast.methods import Losses, Method
 
 from .ema import EMA
 from .optim import build_optimizer
-
-if TYPE_CHECKING:
-    from .parallel import DataParallel
 
 MODULES = ("model", "ema", "method")
 COUNTS = ("growth_interval", "_growth_tracker")  # of a GradScaler's state
@@ -26,6 +24,14 @@ def loss_scaler(device: torch.device, enabled: bool) -> torch.amp.GradScaler:
     scaler = torch.amp.GradScaler(device.type, enabled=enabled)
     scaler.scale(torch.ones((), device=device))
     return scaler
+
+
+class Sharing(Protocol):
+    """What shares a state's steps among the processes of a job (train/parallel.py)."""
+
+    def __call__(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses: ...
+
+    def average_statistics(self) -> None: ...
 
 
 class TrainState:
@@ -43,7 +49,7 @@ class TrainState:
         parallel: what shares the steps among the processes of a job; None in a single one.
     """
 
-    parallel: DataParallel | None = None
+    parallel: Sharing | None = None
 
     def __init__(
         self,

@@ -19,8 +19,8 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolution with a 3x3 kernel, stride 1 and padding 1, as torch.nn.functional.conv2d computes it.
 
     Channels-last float32 images on a CPU with AVX2 go through Winograd's F(4x4, 3x3): a quarter of the products,
-    other rounding (on normal data 2 to 2.5 times the root mean square error of torch's own float32 convolution;
-    the gradient of the weight is no worse than torch's). Results do not depend on the number of threads. All else
+    other rounding (tests/ops/test_conv3x3.py bounds its error by a multiple of that of torch's own float32
+    convolution). Results do not depend on the number of threads. All else
     (other dtypes, layouts and devices, autocast, forward-mode differentiation and the other transforms of
     torch.func, fewer than 16 channels, channels that 8 does not divide, few pixels) is torch's convolution.
 

@@ -8,17 +8,15 @@ channels-last, and torch's in its usual layout.
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness import measure, show, write
+from bench.harness import begin, measure, parser, show, write
 from interlude_fast import ops
 from interlude_fast.models.base import Shape
 from interlude_fast.models.fusion import EmbeddingFusion
@@ -74,12 +72,11 @@ def shares(run: Callable[[int], Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[128, 1024])
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--profile", action="store_true")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, nargs="+", default=[128, 1024])
+    options.add_argument("--repeats", type=int, default=10)
+    options.add_argument("--profile", action="store_true")
+    arguments = begin(options)
     table = []
     for rows in arguments.rows:
         ours = step(rows, torch.channels_last)

@@ -159,7 +159,7 @@ __device__ void apply(Image<C>& image, int op, float value, const int64_t* matri
 
 template <int C, typename T>
 __global__ void __launch_bounds__(kThreads) augment_kernel(const AugmentProblem<T> p, uint8_t* scratch) {
-  extern __shared__ uint8_t dynamic[];
+  IF_DYNAMIC_SHARED(dynamic);
   __shared__ ViewDraw d;
   __shared__ int histogram[C * 256];
   __shared__ uint8_t entries[C * 256];
@@ -199,9 +199,8 @@ struct Cuda {
     const int64_t blocks = shared ? p.count : std::min(p.count, resident);
     at::Tensor scratch;
     if (!shared) scratch = at::empty({blocks * bytes}, at::TensorOptions().dtype(at::kByte).device(scope.device));
-    kernel<<<unsigned(blocks), kThreads, shared ? size_t(bytes) : 0, scope.stream>>>(
-        p, shared ? nullptr : scratch.mutable_data_ptr<uint8_t>());
-    C10_CUDA_KERNEL_LAUNCH_CHECK();
+    launch(kernel, {.blocks = blocks, .threads = kThreads, .dynamic_bytes = shared ? size_t(bytes) : 0}, scope, p,
+           shared ? nullptr : scratch.mutable_data_ptr<uint8_t>());
   }
 };
 

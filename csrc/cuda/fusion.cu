@@ -46,15 +46,14 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T, int kLanes>
-void launch(const T* x, T* y, int64_t rows, int64_t row_size, double alpha, int64_t shift, cudaStream_t stream) {
+void fuse(const T* x, T* y, int64_t rows, int64_t row_size, double alpha, int64_t shift, const LaunchScope& scope) {
   const int64_t columns = row_size / kLanes;
   const int64_t column_blocks = (columns + kThreads - 1) / kThreads;
   const int64_t blocks = column_blocks * ((rows + kRowsPerThread - 1) / kRowsPerThread);
   TORCH_CHECK_VALUE(blocks < (int64_t{1} << 31), "x is too large for one launch: ", rows, " rows of ", row_size);
-  fuse_kernel<T, kLanes><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(
-      reinterpret_cast<const Packet<T, kLanes>*>(x), reinterpret_cast<Packet<T, kLanes>*>(y), rows, columns,
-      column_blocks, static_cast<at::opmath_type<T>>(alpha), shift);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(fuse_kernel<T, kLanes>, {.blocks = blocks, .threads = kThreads}, scope,
+         reinterpret_cast<const Packet<T, kLanes>*>(x), reinterpret_cast<Packet<T, kLanes>*>(y), rows, columns,
+         column_blocks, static_cast<at::opmath_type<T>>(alpha), shift);
 }
 
 at::Tensor circular_shift_fusion(const at::Tensor& x_in, double alpha, int64_t shift) {
@@ -72,9 +71,9 @@ at::Tensor circular_shift_fusion(const at::Tensor& x_in, double alpha, int64_t s
     const bool wide = row_size % kLanes == 0 && reinterpret_cast<uintptr_t>(in) % 16 == 0 &&
                       reinterpret_cast<uintptr_t>(out) % 16 == 0;
     if (wide)
-      launch<scalar_t, kLanes>(in, out, rows, row_size, alpha, shift, scope.stream);
+      fuse<scalar_t, kLanes>(in, out, rows, row_size, alpha, shift, scope);
     else
-      launch<scalar_t, 1>(in, out, rows, row_size, alpha, shift, scope.stream);
+      fuse<scalar_t, 1>(in, out, rows, row_size, alpha, shift, scope);
   });
   return y;
 }

@@ -8,6 +8,12 @@
 #include <c10/cuda/CUDAStream.h>
 
 #include <algorithm>
+#include <utility>
+
+// A block's dynamic shared memory, by its name in the kernel.
+#ifndef IF_DYNAMIC_SHARED
+#define IF_DYNAMIC_SHARED(name) extern __shared__ uint8_t name[]
+#endif
 
 namespace interlude {
 
@@ -25,6 +31,31 @@ template <typename T, int kLanes>
 struct alignas(sizeof(T) * kLanes) Packet {
   T lane[kLanes];
 };
+
+struct LaunchShape {
+  int64_t blocks;
+  int threads;
+  size_t dynamic_bytes = 0;  // of shared memory
+  bool cooperative = false;  // all blocks run at once and may meet (this_grid().sync())
+};
+
+// The one way to launch a kernel; arguments become what its parameters are. Raises what CUDA says of the launch.
+template <typename... Parameters, typename... Arguments>
+void launch(void (*kernel)(Parameters...), const LaunchShape& shape, const LaunchScope& scope,
+            Arguments&&... arguments) {
+  TORCH_INTERNAL_ASSERT(shape.blocks > 0 && shape.blocks < (int64_t{1} << 31), "blocks: ", shape.blocks);
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(shape.blocks));
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.dynamic_bytes;
+  config.stream = scope.stream;
+  config.attrs = &cooperative;
+  config.numAttrs = shape.cooperative ? 1 : 0;
+  C10_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...));
+}
 
 inline int device_attribute(cudaDeviceAttr attribute) {
   int device = 0, value = 0;

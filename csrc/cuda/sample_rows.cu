@@ -34,11 +34,9 @@ std::tuple<at::Tensor, at::Tensor> sample_rows(const at::Tensor& step, int64_t s
   at::Tensor labeled_items = at::empty({batch}, step.options());
   at::Tensor unlabeled_items = at::empty({batch, mu}, step.options());
   const int64_t blocks = (batch * (1 + mu) + kThreads - 1) / kThreads;
-  sample_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, scope.stream>>>(
-      step.const_data_ptr<int64_t>(), static_cast<uint64_t>(seed), static_cast<uint32_t>(labeled),
-      static_cast<uint32_t>(unlabeled), batch, mu, labeled_items.mutable_data_ptr<int64_t>(),
-      unlabeled_items.mutable_data_ptr<int64_t>());
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+  launch(sample_kernel, {.blocks = blocks, .threads = kThreads}, scope, step.const_data_ptr<int64_t>(),
+         static_cast<uint64_t>(seed), static_cast<uint32_t>(labeled), static_cast<uint32_t>(unlabeled), batch, mu,
+         labeled_items.mutable_data_ptr<int64_t>(), unlabeled_items.mutable_data_ptr<int64_t>());
   return {labeled_items, unlabeled_items};
 }
 

@@ -107,10 +107,8 @@ __global__ void __launch_bounds__(kThreads) sgd_ema_kernel(const __grid_constant
 }
 
 template <typename T>
-void launch(const SgdEmaTable<T>& table, cudaStream_t stream) {
-  if (table.blocks == 0) return;
-  sgd_ema_kernel<T><<<table.blocks, kThreads, 0, stream>>>(table);
-  C10_CUDA_KERNEL_LAUNCH_CHECK();
+void update(const SgdEmaTable<T>& table, const LaunchScope& scope) {
+  if (table.blocks > 0) launch(sgd_ema_kernel<T>, {.blocks = table.blocks, .threads = kThreads}, scope, table);
 }
 
 struct Cuda {
@@ -125,12 +123,12 @@ struct Cuda {
         const int64_t size = std::min(kMostElements, span.count - begin);
         const int64_t blocks = (size + kPerBlock - 1) / kPerBlock;
         if (!table.takes(span, blocks)) {
-          launch(table, scope.stream);
+          update(table, scope);
           table.tensors = table.groups = 0, table.blocks = 0;
         }
         table.add(span, begin, size, blocks);
       }
-    launch(table, scope.stream);
+    update(table, scope);
   }
 };
 

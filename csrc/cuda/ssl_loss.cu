@@ -170,21 +170,20 @@ __global__ void __launch_bounds__(kMostThreads) ssl_loss_kernel(const SslLoss<T,
 }
 
 template <typename T, typename A>
-void launch(SslLoss<T, A> p, cudaStream_t stream) {
+void launch_loss(const SslLoss<T, A>& p, const LaunchScope& scope) {
   const int threads = std::min(kMostThreads, std::max(p.rows(), (p.classes + kWarp - 1) / kWarp) * kWarp);
   int per_multiprocessor = 0;
   C10_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&per_multiprocessor, ssl_loss_kernel<T, A>, threads, 0));
   const int64_t resident = int64_t{per_multiprocessor} * device_attribute(cudaDevAttrMultiProcessorCount);
-  const dim3 grid(static_cast<unsigned>(std::min(p.batch, resident)));
-  void* arguments[] = {&p};
-  C10_CUDA_CHECK(cudaLaunchCooperativeKernel(ssl_loss_kernel<T, A>, grid, dim3(threads), arguments, 0, stream));
+  launch(ssl_loss_kernel<T, A>, {.blocks = std::min(p.batch, resident), .threads = threads, .cooperative = true}, scope,
+         p);
 }
 
 struct Cuda {
   using Scope = LaunchScope;
   template <typename T, typename A>
   static void run(const SslLoss<T, A>& p, const Scope& scope) {
-    launch(p, scope.stream);
+    launch_loss(p, scope);
   }
 };
 

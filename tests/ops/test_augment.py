@@ -145,6 +145,7 @@ def test_no_rows(device: torch.device) -> None:
     assert fused.shape == plain.shape == (0, 3, 32, 32)
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("side", [8, 32])
 def test_opcheck_and_compile(device: torch.device, side: int) -> None:

@@ -11,7 +11,7 @@ from interlude_fast import ops, reference
 from interlude_fast.models.conv import Conv2d
 from interlude_fast.ops.conv import winograd_runs
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.rules]  # no CUDA kernel
 OP = torch.ops.interlude_fast
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(not ops.status().vector_unit, reason="no vector unit, or no extension")

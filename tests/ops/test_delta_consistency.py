@@ -86,6 +86,7 @@ def test_labeled_logits_have_no_gradient(device):
     assert not ops.delta_consistency_loss(lw.requires_grad_(), ls.requires_grad_(), *rest).requires_grad
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("match", MATCHES[:2])
 def test_opcheck(device, match):
@@ -165,6 +166,7 @@ def test_bad_arguments_of_direct_calls(device, error, name, change):
         OP.delta_consistency_loss(*changed(device, name, change))
 
 
+@pytest.mark.rules
 @pytest.mark.parametrize("match", MATCHES[:2])
 def test_compiles_whole_with_gradient(device, match):
     sample = example(device, match=match)

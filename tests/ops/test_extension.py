@@ -127,6 +127,7 @@ def test_without_the_extension_the_reference_runs_after_one_warning():
         torch.testing.assert_close(torch.tensor(results[0][name]), torch.tensor(result), msg=name, **exact)
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 def test_inductor_takes_all_ops_in_one_graph(device):
     """A step in small: draw rows, fuse, score, differentiate."""

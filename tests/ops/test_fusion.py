@@ -70,6 +70,7 @@ def test_gradcheck(device, shape):
     assert torch.autograd.gradgradcheck(ops.circular_shift_fusion, (x, 0.3))
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("shape", [(5, 3), (4, 8, 6, 6), (3, 5, 2, 3, 2), (0, 4)], ids=str)
 @pytest.mark.parametrize("special_format", [False, True])
@@ -172,6 +173,7 @@ def test_bad_shift_of_direct_calls(device, shift):
         OP.circular_shift_fusion(embeddings((3, 4), device), 0.1, shift)
 
 
+@pytest.mark.rules
 @pytest.mark.parametrize("special_format", [False, True])
 def test_compiles_whole_with_gradient(device, special_format):
     def function(x: Tensor, alpha: float) -> Tensor:
@@ -185,6 +187,7 @@ def test_compiles_whole_with_gradient(device, special_format):
     assert results[0].stride() == x.stride()
 
 
+@pytest.mark.rules
 def test_compiles_for_any_number_of_rows(device):
     compiled = torch.compile(ops.circular_shift_fusion, fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (5, 2, 9):

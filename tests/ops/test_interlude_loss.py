@@ -174,6 +174,7 @@ def test_gradcheck(device, case):
     assert torch.autograd.gradcheck(lambda x: fused(x, labels, mu, o | {"lambda_dc": 0.0})[0], logits)
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", ["plain", ALL])
 def test_opcheck(device, case):
@@ -354,6 +355,7 @@ def test_labels_out_of_range(call, bad):
         call(*change(example(torch.device("cpu"), (2, 3, 5)), changes))
 
 
+@pytest.mark.rules
 @pytest.mark.parametrize("case", ["plain", ALL])
 def test_compiles_whole_with_gradient(device, case):
     sample = example(device, (3, 2, 4), case=case)

@@ -118,12 +118,14 @@ def test_shapes_of_a_step(device, shape):
     torch.testing.assert_close(results, sample(device, 5, 1, 40, 90, 3, 2), rtol=0, atol=0)
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("size", [(10, 20, 4, 3), (10, 0, 4, 0)], ids=str)
 def test_opcheck(device, size):
     torch.library.opcheck(OP.sample_rows.default, (torch.tensor(3, device=device), 1, *size))
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 def test_compiles_whole(device):
     compiled = torch.compile(ops.sample_rows, fullgraph=True, backend="aot_eager")

@@ -248,6 +248,7 @@ def test_autograd_notices_the_change(device):
         out.backward()
 
 
+@pytest.mark.rules
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("case", ["nesterov", "no momentum", "scaled gradients", "found nothing"])
 def test_opcheck(device, case):
@@ -258,6 +259,7 @@ def test_opcheck(device, case):
     torch.library.opcheck(OP.sgd_ema_.default, lists.arguments(**options(case, device)))
 
 
+@pytest.mark.rules
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_compiles_whole(device, requires_grad):
     lists = Lists(device, shapes=[(7,), (4, 3, 2, 2), (5,)])

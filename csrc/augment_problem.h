@@ -8,6 +8,7 @@
 
 #include "checks.h"
 #include "math/augment.h"
+#include "math/divide.h"
 #include "math/view_draw.h"
 
 namespace interlude {
@@ -24,6 +25,7 @@ struct AugmentProblem {
   const T* table;                       // [C, 256]
   T* out;                               // [R, side, side, C]
   int64_t count, stored;
+  Divisor by_side;
 
   IF_HD float value(const ViewDraw& d, int i) const { return values[d.op[i] * policy.levels + d.level[i]]; }
   IF_HD const int64_t* matrix(const ViewDraw& d, int i) const {
@@ -59,6 +61,7 @@ at::Tensor augment_views(const at::Tensor& store, const at::Tensor& items, const
     p.views = views.const_data_ptr<int64_t>(), p.affine = affine.const_data_ptr<int64_t>();
     p.values = values.const_data_ptr<float>(), p.table = table.const_data_ptr<scalar_t>();
     p.out = out.mutable_data_ptr<scalar_t>(), p.count = items.size(0), p.stored = store.size(0);
+    p.by_side = make_divisor(int(side));
     if (channels == 1)
       Backend::template run<1>(p, scope);
     else

@@ -5,193 +5,101 @@
 //   store [S, H, W, C] uint8, items, rows, views [R], step [1] -> [R, C, H, W] channels-last, table's dtype.
 #include <torch/library.h>
 
-#include "../augment_problem.h"
-#include "launch.cuh"
-#include "reduce.cuh"
+#include "augment_image.cuh"
 
 namespace interlude {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSharedBytes = 90 * 1024;  // with the tables below 99 KB, the least that sm_80 and later give a block
+constexpr int kSharedBytes = 89 * 1024;  // with the tables below 99 KB, the least that sm_80 and later give a block
 
-// Blocks work on one image at a time; every function below ends with a barrier.
-template <int C>
-struct Image {
-  int side;
-  uint8_t* pixels;
-  uint8_t* spare;
-  int* histogram;    // [C, 256]
-  uint8_t* entries;  // [C, 256]
-
-  __device__ int count() const { return side * side; }
+// A block's tables. Aligned, and its only static shared memory, so that the dynamic part begins aligned too.
+template <int C, typename T>
+struct alignas(kWord) Tables {
+  T normalized[C * 256];
+  int histogram[C * 256];
+  uint8_t entries[C * 256];
+  unsigned sums[kThreads / kWarp];
+  ViewDraw draw;
 };
 
-template <int C, typename F>
-__device__ void for_each_value(const Image<C>& image, F f) {
-  for (int i = threadIdx.x; i < image.count() * C; i += blockDim.x) f(i);
-  __syncthreads();
-}
-
-template <int C, typename F>
-__device__ void for_each_pixel(const Image<C>& image, F f) {
-  for (int i = threadIdx.x; i < image.count(); i += blockDim.x) f(i, i % image.side, i / image.side);
-  __syncthreads();
-}
-
-template <int C>
-__device__ int grey(const uint8_t* pixel) {
-  return C == 1 ? pixel[0] : luma(pixel[0], pixel[1], pixel[2]);
-}
-
-template <int C>
-__device__ void affine(Image<C>& image, const int64_t* m) {
-  for_each_pixel(image, [&](int i, int x, int y) {
-    const int source = affine_source(m, x, y, image.side);
-    for (int c = 0; c < C; ++c) image.spare[i * C + c] = source < 0 ? 0 : image.pixels[source * C + c];
-  });
-  uint8_t* done = image.spare;
-  image.spare = image.pixels, image.pixels = done;
-}
-
-template <int C>
-__device__ void contrast(const Image<C>& image, float factor) {
-  __shared__ unsigned shared[kThreads / kWarp];
-  unsigned sum = 0;  // 255 * 4096^2, the most, fits
-  for (int i = threadIdx.x; i < image.count(); i += blockDim.x) sum += grey<C>(image.pixels + i * C);
-  const int mean = mean_grey(block_sum(sum, shared), image.count());
-  for_each_value(image, [&](int i) { image.pixels[i] = blend(mean, image.pixels[i], factor); });
-}
-
-template <int C>
-__device__ void sharpness(Image<C>& image, float factor) {
-  const int stride = image.side * C;
-  for_each_pixel(image, [&](int i, int x, int y) {
-    const bool border = x == 0 || y == 0 || x == image.side - 1 || y == image.side - 1;
-    for (int c = 0; c < C; ++c) {
-      const uint8_t* at = image.pixels + i * C + c;
-      if (border) {
-        image.spare[i * C + c] = *at;
-        continue;
-      }
-      int total = 4 * at[0];
-      for (int dy = -stride; dy <= stride; dy += stride) total += at[dy - C] + at[dy] + at[dy + C];
-      image.spare[i * C + c] = blend(smooth(total), at[0], factor);
-    }
-  });
-  uint8_t* done = image.spare;
-  image.spare = image.pixels, image.pixels = done;
-}
-
-// A channel's table of 256 entries from its histogram, a warp a channel, eight values a lane.
-template <int C>
-__device__ void stretch_entries(const Image<C>& image, bool equalize) {
-  const int c = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  if (c < C) {
-    const int* h = image.histogram + c * 256;
-    int low = 255, high = 0, mine = 0;
-    for (int v = lane * 8; v < lane * 8 + 8; ++v) {
-      if (h[v]) low = v < low ? v : low, high = v;
-      mine += h[v];
-    }
-    int before = mine;  // inclusive prefix sum over the lanes, then exclusive
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, before, offset);
-      if (lane >= offset) before += other;
-    }
-    before -= mine;
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-      const int other_low = __shfl_xor_sync(0xffffffffu, low, offset);
-      const int other_high = __shfl_xor_sync(0xffffffffu, high, offset);
-      low = other_low < low ? other_low : low, high = other_high > high ? other_high : high;
-    }
-    const int step = (image.count() - h[high]) / 255;
-    for (int v = lane * 8; v < lane * 8 + 8; before += h[v++])
-      image.entries[c * 256 + v] = equalize ? equalize_entry(v, before, step) : autocontrast_entry(v, low, high);
+template <int kLanes, int C, typename T>
+__device__ void write_normalized(const Image<C>& image, const T* normalized, T* out) {
+  using Values = Packet<uint8_t, kLanes>;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < image.count() * C / kLanes; i += blockDim.x) {
+    const Values values = reinterpret_cast<const Values*>(image.pixels)[i];
+    Packet<T, kLanes> written;
+#pragma unroll
+    for (int k = 0, c = int(unsigned(kLanes) * i % C); k < kLanes; ++k, c = c + 1 < C ? c + 1 : 0)
+      written.lane[k] = normalized[c * 256 + values.lane[k]];
+    reinterpret_cast<Packet<T, kLanes>*>(out)[i] = written;
   }
   __syncthreads();
 }
 
-template <int C>
-__device__ void stretch(const Image<C>& image, bool equalize) {
-  for (int i = threadIdx.x; i < C * 256; i += blockDim.x) image.histogram[i] = 0;
+// The image as it is stored, in words where its address allows it.
+__device__ inline void copy_bytes(const uint8_t* from, uint8_t* to, int64_t bytes) {
+  using P = Packet<uint8_t, kWord>;
+  if ((reinterpret_cast<uintptr_t>(from) | uintptr_t(bytes)) % kWord == 0)
+#pragma unroll 4
+    for (int64_t i = threadIdx.x; i < bytes / kWord; i += kThreads)
+      reinterpret_cast<P*>(to)[i] = reinterpret_cast<const P*>(from)[i];
+  else
+#pragma unroll 1
+    for (int64_t i = threadIdx.x; i < bytes; i += kThreads) to[i] = from[i];
+}
+
+// Row r. Where the buffers are shared memory, the stored image is first copied there whole, while the last warp draws.
+template <bool kInShared, int C, typename T>
+__device__ __forceinline__ void make_view(const AugmentProblem<T>& p, int64_t r, uint8_t* buffers,
+                                          Tables<C, T>& tables) {
+  const int side = p.policy.side, part = int(threadIdx.x) - (kThreads - kWarp);
+  const int64_t size = int64_t{side} * side * C;
+  Image<C> image{side, p.by_side, buffers, buffers + buffer_bytes(side, C), tables.histogram, tables.entries};
+  const ViewDraw& d = tables.draw;
+  CUDA_KERNEL_ASSERT(p.items[r] >= 0 && p.items[r] < p.stored);
+  const uint8_t* stored = p.store + p.items[r] * size;
+  if (part >= 0 && part < draw_parts(p.policy))
+    draw_part(p.policy, p.seed, uint64_t(*p.step), uint32_t(p.rows[r]), int(p.views[r]), part, tables.draw);
+  if (kInShared) copy_bytes(stored, image.spare, size);
   __syncthreads();
-  for_each_value(image, [&](int i) { atomicAdd(image.histogram + (i % C) * 256 + image.pixels[i], 1); });
-  stretch_entries(image, equalize);
-  for_each_value(image, [&](int i) { image.pixels[i] = image.entries[(i % C) * 256 + image.pixels[i]]; });
-}
-
-template <int C>
-__device__ void color(const Image<C>& image, float factor) {
-  for_each_pixel(image, [&](int i, int, int) {
-    uint8_t* pixel = image.pixels + i * C;
-    const int l = grey<C>(pixel);
-    for (int c = 0; c < C; ++c) pixel[c] = blend(l, pixel[c], factor);
+  const uint8_t* source = kInShared ? image.spare : stored;
+  for_each_pixel(image, [&](int i, int x, int y) {
+    const int from =
+        crop_source(y, d.top, p.policy.pad, side, false) * side + crop_source(x, d.left, p.policy.pad, side, d.flip);
+    uint8_t pixel[C];
+    for (int c = 0; c < C; ++c) pixel[c] = source[from * C + c];
+    for (int c = 0; c < C; ++c) image.pixels[i * C + c] = pixel[c];
   });
-}
-
-template <int C>
-__device__ void apply(Image<C>& image, int op, float value, const int64_t* matrix) {
-  uint8_t* pixels = image.pixels;
-  const int whole = int(value);
-  switch (op) {
-    case kAutoContrast:
-    case kEqualize:
-      return stretch(image, op == kEqualize);
-    case kBrightness:
-      return for_each_value(image, [&](int i) { pixels[i] = blend(0, pixels[i], value); });
-    case kColor:
-      return color(image, value);
-    case kContrast:
-      return contrast(image, value);
-    case kSharpness:
-      return sharpness(image, value);
-    case kPosterize:
-      return for_each_value(image, [&](int i) { pixels[i] = posterize(pixels[i], whole); });
-    case kSolarize:
-      return for_each_value(image, [&](int i) { pixels[i] = solarize(pixels[i], whole); });
-    case kIdentity:
-      return;
-    default:
-      return affine(image, matrix);
-  }
+#pragma unroll 1
+  for (int i = 0; i < p.policy.ops; ++i) apply(image, d.op[i], p.value(d, i), p.matrix(d, i), tables.sums);
+  fill_square(image, d, p.policy.fill);
+  constexpr int kLanes = kWord / sizeof(T);
+  T* out = p.out + r * size;
+  if (size % kLanes == 0)
+    write_normalized<kLanes>(image, tables.normalized, out);
+  else
+    write_normalized<1>(image, tables.normalized, out);
 }
 
 template <int C, typename T>
-__global__ void __launch_bounds__(kThreads) augment_kernel(const AugmentProblem<T> p, uint8_t* scratch) {
+__global__ void __launch_bounds__(kThreads, 8) augment_kernel(const AugmentProblem<T> p, uint8_t* scratch) {
   IF_DYNAMIC_SHARED(dynamic);
-  __shared__ ViewDraw d;
-  __shared__ int histogram[C * 256];
-  __shared__ uint8_t entries[C * 256];
-  const int side = p.policy.side;
-  const int64_t size = int64_t{side} * side * C;
-  uint8_t* buffers = scratch ? scratch + 2 * size * blockIdx.x : dynamic;
-  for (int64_t r = blockIdx.x; r < p.count; r += gridDim.x) {
-    if (threadIdx.x == 0) d = draw_view(p.policy, p.seed, uint64_t(*p.step), uint32_t(p.rows[r]), int(p.views[r]));
-    __syncthreads();
-    Image<C> image{side, buffers, buffers + size, histogram, entries};
-    CUDA_KERNEL_ASSERT(p.items[r] >= 0 && p.items[r] < p.stored);
-    const uint8_t* source = p.store + p.items[r] * size;
-    for_each_pixel(image, [&](int i, int x, int y) {
-      const int from =
-          crop_source(y, d.top, p.policy.pad, side, false) * side + crop_source(x, d.left, p.policy.pad, side, d.flip);
-      for (int c = 0; c < C; ++c) image.pixels[i * C + c] = source[from * C + c];
-    });
-    for (int i = 0; i < p.policy.ops; ++i) apply(image, d.op[i], p.value(d, i), p.matrix(d, i));
-    T* out = p.out + r * size;
-    for_each_pixel(image, [&](int i, int x, int y) {
-      const bool filled = in_square(d, x, y);
-      for (int c = 0; c < C; ++c)
-        out[i * C + c] = p.table[c * 256 + (filled ? p.policy.fill[c] : image.pixels[i * C + c])];
-    });
-  }
+  __shared__ Tables<C, T> tables;
+  for (int i = threadIdx.x; i < C * 256; i += kThreads) tables.normalized[i] = p.table[i];
+  for (int64_t r = blockIdx.x; r < p.count; r += gridDim.x)
+    if (scratch)
+      make_view<false>(p, r, scratch + 2 * buffer_bytes(p.policy.side, C) * blockIdx.x, tables);
+    else
+      make_view<true>(p, r, dynamic, tables);
 }
 
 struct Cuda {
   using Scope = LaunchScope;
   template <int C, typename T>
   static void run(const AugmentProblem<T>& p, const Scope& scope) {
-    const int64_t bytes = 2 * int64_t{p.policy.side} * p.policy.side * C;
+    const int64_t bytes = 2 * buffer_bytes(p.policy.side, C);
     const bool shared = bytes <= std::min(kSharedBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
     const auto kernel = augment_kernel<C, T>;
     if (shared) C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));

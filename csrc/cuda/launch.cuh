@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <utility>
 
-// A block's dynamic shared memory, by its name in the kernel.
+// A block's dynamic shared memory, by its name in the kernel; aligned for the widest access.
 #ifndef IF_DYNAMIC_SHARED
-#define IF_DYNAMIC_SHARED(name) extern __shared__ uint8_t name[]
+#define IF_DYNAMIC_SHARED(name) extern __shared__ __align__(16) uint8_t name[]
 #endif
 
 namespace interlude {

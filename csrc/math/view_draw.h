@@ -53,27 +53,35 @@ IF_HD int square_end(int start, int side, int square) {
   return end < side ? end : side;
 }
 
-// Philox draws of (seed, step, row, view): index 0 flip and crop, 1..n operations, n + 1 square.
-IF_HD ViewDraw draw_view(const AugmentPolicy& p, uint64_t seed, uint64_t step, uint32_t row, int view) {
-  ViewDraw d;
+// What the draw of one index of (seed, step, row, view) decides: 0 flip and crop, 1..n operations, n + 1 the square.
+// No index reads what another one writes, so that a GPU's threads take one each.
+IF_HD void draw_part(const AugmentPolicy& p, uint64_t seed, uint64_t step, uint32_t row, int view, int index,
+                     ViewDraw& d) {
   const bool strong = view == 1;
-  const Philox4 crop = draw(seed, step, row, Stream::kAugment, view, 0);
-  d.flip = p.flip && (crop.x >> 31);
-  d.top = below(crop.y, 2 * p.pad + 1);
-  d.left = below(crop.z, 2 * p.pad + 1);
-  for (int i = 0; i < p.ops; ++i) {
-    const Philox4 words = draw(seed, step, row, Stream::kAugment, view, i + 1);
+  const Philox4 words = draw(seed, step, row, Stream::kAugment, view, index);
+  if (index == 0) {
+    d.flip = p.flip && (words.x >> 31);
+    d.top = below(words.y, 2 * p.pad + 1);
+    d.left = below(words.z, 2 * p.pad + 1);
+  } else if (index <= p.ops) {
+    const int i = index - 1;
     d.op[i] = int8_t(strong && (p.always || words.z >> 31) ? below(words.x, kAugmentOps) : int(kIdentity));
     d.level[i] = int16_t(below(words.y, p.levels));
     d.mirrored[i] = int8_t((words.z >> 30) & 1);
+  } else {
+    const int square = p.random_square ? below(words.z, p.square) : p.square;
+    const int x0 = square_start(words.x, p.side, square), y0 = square_start(words.y, p.side, square);
+    const bool filled = strong && p.square > 0;
+    d.x0 = x0, d.x1 = filled ? square_end(x0, p.side, square) : x0 - 1;
+    d.y0 = y0, d.y1 = filled ? square_end(y0, p.side, square) : y0 - 1;
   }
-  const Philox4 centre = draw(seed, step, row, Stream::kAugment, view, p.ops + 1);
-  const int square = p.random_square ? below(centre.z, p.square) : p.square;
-  d.x0 = square_start(centre.x, p.side, square);
-  d.y0 = square_start(centre.y, p.side, square);
-  const bool filled = strong && p.square > 0;
-  d.x1 = filled ? square_end(d.x0, p.side, square) : d.x0 - 1;
-  d.y1 = filled ? square_end(d.y0, p.side, square) : d.y0 - 1;
+}
+
+IF_HD int draw_parts(const AugmentPolicy& p) { return p.ops + 2; }
+
+IF_HD ViewDraw draw_view(const AugmentPolicy& p, uint64_t seed, uint64_t step, uint32_t row, int view) {
+  ViewDraw d;
+  for (int index = 0; index < draw_parts(p); ++index) draw_part(p, seed, step, row, view, index, d);
   return d;
 }
 

@@ -4,6 +4,7 @@
 
 #include "check.h"
 #include "math/augment.h"
+#include "math/divide.h"
 #include "math/fusion.h"
 #include "math/sgd_ema.h"
 #include "math/shuffle.h"
@@ -31,6 +32,10 @@ struct Items {
   IF_HD uint32_t operator()(int i) const {
     return labeled_item(uint64_t(-1), (uint64_t{1} << 40) + i, 1437) ^ unlabeled_item(1, i, i, i % 7, 96000);
   }
+};
+
+struct Divide {
+  IF_HD int operator()(int i) const { return make_divisor(1 + i).quotient(2147483647 - i * i); }
 };
 
 struct Fuse {
@@ -114,6 +119,7 @@ int main() {
   same_on_the_device(Draw{});
   same_on_the_device(Permute{});
   same_on_the_device(Items{});
+  same_on_the_device(Divide{});
   same_on_the_device(Fuse{});
   same_on_the_device(View{});
   same_on_the_device(Pixel{});

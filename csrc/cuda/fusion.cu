@@ -18,29 +18,47 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kRowsPerThread = 8;
 
+template <typename T, int kLanes>
+__device__ __forceinline__ Packet<T, kLanes> fuse_packets(const Packet<T, kLanes>& own,
+                                                          const Packet<T, kLanes>& neighbour,
+                                                          at::opmath_type<T> alpha) {
+  using A = at::opmath_type<T>;
+  Packet<T, kLanes> out;
+#pragma unroll
+  for (int i = 0; i < kLanes; ++i)
+    out.lane[i] =
+        static_cast<T>(fuse_element<A>(static_cast<A>(own.lane[i]), static_cast<A>(neighbour.lane[i]), alpha));
+  return out;
+}
+
 // rows x columns of packets. Block b covers columns (b % column_blocks) of row tile b / column_blocks.
 template <typename T, int kLanes>
 __global__ void __launch_bounds__(kThreads)
     fuse_kernel(const Packet<T, kLanes>* __restrict__ x, Packet<T, kLanes>* __restrict__ y, int64_t rows,
                 int64_t columns, int64_t column_blocks, at::opmath_type<T> alpha, int64_t shift) {
-  using A = at::opmath_type<T>;
-  const int64_t column = (blockIdx.x % column_blocks) * kThreads + threadIdx.x;
+  const unsigned across = static_cast<unsigned>(column_blocks);  // no more than blocks of the launch
+  const int64_t column = int64_t{blockIdx.x % across} * kThreads + threadIdx.x;
   if (column >= columns) return;
-  const int64_t begin = (blockIdx.x / column_blocks) * kRowsPerThread;
+  const int64_t begin = int64_t{blockIdx.x / across} * kRowsPerThread;
   const int64_t count = rows - begin < kRowsPerThread ? rows - begin : kRowsPerThread;
   // Walk against the shift, so that the row in hand is the next one's neighbour.
-  int64_t row = shift > 0 ? begin + count - 1 : begin;
-  Packet<T, kLanes> neighbour = x[shifted_row(row, rows, shift) * columns + column];
+  const int64_t first = shift > 0 ? begin + count - 1 : begin, stride = -shift * columns;
+  Packet<T, kLanes> neighbour = x[shifted_row(first, rows, shift) * columns + column];
+  const Packet<T, kLanes>* in = x + first * columns + column;
+  Packet<T, kLanes>* out = y + first * columns + column;
+  if (count == kRowsPerThread) {
+    Packet<T, kLanes> own[kRowsPerThread];  // several are on their way before the first is used
 #pragma unroll
-  for (int64_t step = 0; step < kRowsPerThread; ++step, row -= shift) {
-    if (step >= count) break;
-    const Packet<T, kLanes> own = x[row * columns + column];
-    Packet<T, kLanes> out;
+    for (int step = 0; step < kRowsPerThread; ++step) own[step] = in[step * stride];
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i)
-      out.lane[i] =
-          static_cast<T>(fuse_element<A>(static_cast<A>(own.lane[i]), static_cast<A>(neighbour.lane[i]), alpha));
-    y[row * columns + column] = out;
+    for (int step = 0; step < kRowsPerThread; ++step)
+      out[step * stride] = fuse_packets(own[step], step > 0 ? own[step - 1] : neighbour, alpha);
+    return;
+  }
+#pragma unroll 1
+  for (int64_t step = 0; step < count; ++step) {
+    const Packet<T, kLanes> own = in[step * stride];
+    out[step * stride] = fuse_packets(own, neighbour, alpha);
     neighbour = own;
   }
 }

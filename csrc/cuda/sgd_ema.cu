@@ -101,8 +101,10 @@ __global__ void __launch_bounds__(kThreads) sgd_ema_kernel(const __grid_constant
   const auto address = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
   const bool wide = (address(p.weight) | address(p.gradient) | address(p.velocity) | address(p.shadow)) % 16 == 0;
   const int packets = wide ? count / kLanes : 0;
-#pragma unroll 2
+  // Copies of the body would not load earlier, for the stores may alias, and cost registers.
+#pragma unroll 1
   for (int i = int(threadIdx.x); i < packets; i += kThreads) update_packet<T, kLanes>(s, p, i);
+#pragma unroll 1
   for (int i = packets * kLanes + int(threadIdx.x); i < count; i += kThreads) update_packet<T, 1>(s, p, i);
 }
 

@@ -17,6 +17,9 @@ namespace {
 
 constexpr int kMostThreads = 512;
 
+// Loops over classes or images of a group are taken once or a few times by a lane: four copies of their bodies, the
+// compiler's choice, are code to fetch, so `unroll 1` but where first loads may overlap.
+
 // Max, argmax and sum of exp of one row, by one warp.
 template <typename T, typename A>
 __device__ int row_stats(const SslLoss<T, A>& p, const T* logits, A* max, A* sum) {
@@ -28,6 +31,7 @@ __device__ int row_stats(const SslLoss<T, A>& p, const T* logits, A* max, A* sum
     if (ranks_before(value, k, top, best)) top = value, best = k;
   }
   warp_argmax(top, best);
+#pragma unroll 1
   for (int k = lane; k < p.classes; k += kWarp) total += std::exp(A(logits[k]) - top);
   *max = top;
   *sum = warp_sum(total);
@@ -40,11 +44,13 @@ __device__ int shifted_pseudo_label(const SslLoss<T, A>& p, const T* logits, A* 
   const int lane = threadIdx.x % kWarp;
   int best = lane < p.classes ? lane : 0;
   A top = pseudo_label_score(p, A(logits[best]), best), total = 0;
+#pragma unroll 1
   for (int k = lane + kWarp; k < p.classes; k += kWarp) {
     const A score = pseudo_label_score(p, A(logits[k]), k);
     if (ranks_before(score, k, top, best)) top = score, best = k;
   }
   warp_argmax(top, best);
+#pragma unroll 1
   for (int k = lane; k < p.classes; k += kWarp) total += std::exp(pseudo_label_score(p, A(logits[k]), k) - top);
   *confidence = A(1) / warp_sum(total);
   return best;
@@ -89,6 +95,7 @@ __device__ void group_terms(const SslLoss<T, A>& p, int64_t i) {
                                p.row_sum[i * p.rows() + r]);
   }
   pseudo_ce = warp_sum(pseudo_ce), masked = warp_sum(masked), matches = warp_sum(matches);
+#pragma unroll 1
   for (int j = lane; j < p.mu; j += kWarp)
     if (matches > A(0)) p.share[i * p.mu + j] /= matches;
   if (lane != 0) return;
@@ -140,8 +147,10 @@ __device__ void group_gradient(const SslLoss<T, A>& p, int64_t i, const A* total
     A* out = p.grad.row(i, r, p.mu, p.classes);
     A dot = 0;
     if (g.delta_scale != A(0))
+#pragma unroll 1
       for (int k = lane; k < p.classes; k += kWarp) dot += probability(p, i, r, k) * delta[k];
     dot = warp_sum(dot);
+#pragma unroll 1
     for (int k = lane; k < p.classes; k += kWarp) out[k] = grad_element(g, k, probability(p, i, r, k), delta[k], dot);
   }
 }

@@ -1,4 +1,4 @@
-"""What is read out of the compiler's and cuobjdump's words: those of a small kernel of 128 threads. It sums doubles
+"""What is read out of the compiler's and cuobjdump's words: those of a kernel of 128 threads. It sums doubles
 in a loop over x[i / side], has 256 bytes of shared memory, copies 16 bytes a thread and exchanges lanes."""
 
 from __future__ import annotations

@@ -28,9 +28,12 @@ def room(device: torch.device) -> Room | None:
     """Of a GPU, or of the host as far as this process may use it: the machine's, its control groups' and its
     address space's, whichever is least. None where the system does not tell."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        share = int(torch.cuda.get_per_process_memory_fraction(device) * total)
-        return Room(share, max(0, min(free, share - torch.cuda.memory_reserved(device))))
+        index = (
+            torch.cuda.current_device() if device.index is None else device.index
+        )  # torch wants it for the share
+        free, total = torch.cuda.mem_get_info(index)
+        share = int(torch.cuda.get_per_process_memory_fraction(index) * total)
+        return Room(share, max(0, min(free, share - torch.cuda.memory_reserved(index))))
     found = [*_machine(), *_control_groups(), *_address_space()]
     return Room(min(r.total for r in found), max(0, min(r.free for r in found))) if found else None
 

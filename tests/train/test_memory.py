@@ -188,6 +188,19 @@ def test_room() -> None:
     assert free <= 2**30
 
 
+def test_room_of_a_gpu_without_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.get_per_process_memory_fraction, unlike its neighbours, wants one."""
+    fakes = {
+        "current_device": lambda: 3,
+        "mem_get_info": lambda device: (5 * 2**30, 8 * 2**30),
+        "get_per_process_memory_fraction": lambda device: {3: 0.5}[torch.device(device).index],
+        "memory_reserved": lambda device: 2**30,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert room(torch.device("cuda")) == room(torch.device("cuda:3")) == Room(4 * 2**30, 3 * 2**30)
+
+
 def test_how_many_runs_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from interlude_fast.train import memory
 

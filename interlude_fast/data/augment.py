@@ -33,10 +33,11 @@ class Policy:
 def normalization_table(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """[C, 256]: (value / 255 - mean) / std of every channel and pixel value, computed in float32."""
-    value = torch.arange(256, dtype=torch.float32, device=device) / 255
-    centre, scale = (torch.tensor(t, device=device)[:, None] for t in (mean, std))
-    return ((value - centre) / scale).to(dtype)
+    """[C, 256]: (value / 255 - mean) / std of every channel and pixel value, computed in float32.
+    By the host: a GPU divides by a number as if it multiplied by its inverse, which rounds otherwise."""
+    value = torch.arange(256, dtype=torch.float32) / 255
+    centre, scale = (torch.tensor(t)[:, None] for t in (mean, std))
+    return ((value - centre) / scale).to(device, dtype)
 
 
 class ViewMaker:

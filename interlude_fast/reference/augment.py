@@ -313,9 +313,9 @@ def _color(x: Tensor, value: Tensor) -> Tensor:
 
 
 def _contrast(x: Tensor, value: Tensor) -> Tensor:
-    grey = _grey(x)
-    mean = grey.to(torch.int64).sum((1, 2, 3)).to(torch.float64) / (x.shape[2] * x.shape[3])
-    return _blend((mean + 0.5).to(torch.uint8)[:, None, None, None].expand_as(x), x, value)
+    total, pixels = _grey(x).to(torch.int64).sum((1, 2, 3)), x.shape[2] * x.shape[3]
+    mean = (2 * total + pixels) // (2 * pixels)  # rounded; on a GPU total / pixels would be by the inverse
+    return _blend(mean.to(torch.uint8)[:, None, None, None].expand_as(x), x, value)
 
 
 def _sharpness(x: Tensor, value: Tensor) -> Tensor:

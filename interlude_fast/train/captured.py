@@ -122,17 +122,28 @@ class CapturedStep(StaticStep):
         state.restore(before)
         state.optimizer.zero_grad(set_to_none=True)
         del before
-        graph = torch.cuda.CUDAGraph()
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         set_numbers(state)  # the warm-up has drawn
+        # cuBLAS keeps a workspace for each stream; whoever clears these later must not free the graph's.
+        torch._C._cuda_clearCublasWorkspaces()
         try:
             # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.losses = self.body()
         except Exception:
-            # A recording that fails leaves its stream, and a generator that believes that it goes on.
-            torch.cuda.set_stream(current)
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
-            generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+            _after_failure(current, device, pool)
             raise
+        torch._C._cuda_clearCublasWorkspaces()
         set_numbers(state)
         self.graph = graph
+
+
+def _after_failure(current: torch.cuda.Stream, device: torch.device, pool: Any) -> None:
+    """A recording that fails leaves its stream, a generator that believes that it goes on, and an allocator that
+    frees nothing while it does."""
+    torch.cuda.set_stream(current)
+    generator = torch.cuda.default_generators[device.index]
+    generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    with contextlib.suppress(RuntimeError):  # it was ended, only the recorded step failed
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)

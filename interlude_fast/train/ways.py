@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import shutil
@@ -133,18 +134,28 @@ class Stepper:
                 raise
             except Exception as error:
                 failed = self.ways.pop(0)
-                if failed.captured:  # a recording that failed is not tried once more
+                if failed.compiled and _is_of_the_compiler(error):
+                    self.ways = [way for way in self.ways if not way.compiled]
+                elif failed.captured:  # a recording that failed is not tried once more
                     self.ways = [way for way in self.ways if not way.captured]
                 self.state.restore(before)
                 self.state.step, self.state.position = numbers
                 self.current, reason = None, " ".join(str(error).split())[:200] or type(error).__name__
                 self.why = f"{failed} failed"
                 self.tell(f"{failed} steps do not work here ({reason}); going on {self.ways[0]}")
+            gc.collect()  # a graph of the failed step would tie the next recording to its stream
         return self._first()
 
     def _first(self) -> Losses:
         self.current = self.build(self.ways[0])
         return self.current()
+
+
+def _is_of_the_compiler(error: Exception) -> bool:
+    """Whether torch.compile failed, before anything was recorded."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
 
 
 def build_stepper(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch._dynamo.exc import BackendCompilerFailed
 
 from interlude_fast.config import TrainConfig
 from interlude_fast.data.batch import Batch
@@ -121,6 +122,25 @@ def test_a_way_that_fails_leaves_no_trace_and_one_line(optim: dict) -> None:
         f"{way} steps do not work here (operation not permitted when stream is capturing); going on {then}"
         for way, then in (("compiled and captured", "compiled"), ("compiled", "eager"))
     ]
+
+
+def test_where_the_compiler_fails_steps_are_still_captured() -> None:
+    run = made()
+    ways = (Way(True, True), Way(False, True), Way(True, False), Way(False, False))
+
+    class Uncompiled(Failing):
+        def __call__(self) -> Any:
+            raise BackendCompilerFailed("inductor", RuntimeError("no C compiler"), None)
+
+    def build(way: Way) -> Step:
+        return Uncompiled(run) if way.compiled else EagerStep(run.state, run.pipeline, "fp32")
+
+    stepper, lines = Stepper(run.state, Choice(ways, "the default"), build), []
+    stepper.tell = lines.append
+    stepper()
+    assert stepper.choice == "captured (compiled and captured failed)"
+    assert len(lines) == 1
+    assert lines[0].endswith("going on captured")
 
 
 def test_exhausted_memory_is_not_tried_in_other_ways() -> None:

@@ -298,7 +298,8 @@ def change(sample: tuple, changes: dict[str, Any]) -> tuple:
     logits, labels, mu, o = sample
     named = {"logits": logits, "labels": labels, "mu": mu} | o
     for name, value in changes.items():
-        named[name] = value(named[name]) if callable(value) else value
+        given = value.to(logits.device) if isinstance(value, Tensor) and not value.is_meta else value
+        named[name] = value(named[name]) if callable(value) else given
     return named.pop("logits"), named.pop("labels"), named.pop("mu"), named
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -122,6 +123,7 @@ class CapturedStep(StaticStep):
         state.restore(before)
         state.optimizer.zero_grad(set_to_none=True)
         del before
+        gc.collect()  # nothing of an earlier recording may be freed in the middle of this one
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         set_numbers(state)  # the warm-up has drawn
         # cuBLAS keeps a workspace for each stream; whoever clears these later must not free the graph's.

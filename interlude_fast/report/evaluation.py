@@ -19,6 +19,7 @@ from interlude_fast.data.progress import Progress
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.evaluate import Detail, detail, fgsm_errors
 from interlude_fast.train.checkpoint import load_tensors, write_atomically
+from interlude_fast.train.device import float32_products
 from interlude_fast.train.loop import Run
 from interlude_fast.train.selection import BY_VALIDATION
 
@@ -104,10 +105,11 @@ def evaluate_in_full(
     on = next((part for part in PARTS if part in found), "")
     if fgsm and not on:
         raise ConfigError(f"{path} has neither test nor validation images to attack")
-    errors = {name: _attack(run, network, on, fgsm) for name, network in chosen.items()} if fgsm else {}
     skipped = {}
-    for name, place in (transfer or {}).items():
-        found[name], skipped[name] = _transfer(name, place, chosen, how, run, progress)
+    with float32_products(run.precision):
+        errors = {name: _attack(run, network, on, fgsm) for name, network in chosen.items()} if fgsm else {}
+        for name, place in (transfer or {}).items():
+            found[name], skipped[name] = _transfer(name, place, chosen, how, run, progress)
     file = folder.weights(BY_VALIDATION)
     about = load_tensors(file)[1] if file.exists() else {}
     return Evaluated(path, how.classes, found, errors, on, skipped, about)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.evaluate import Detail, detail, predict_logits
+from interlude_fast.train.device import float32_products
 from interlude_fast.train.loop import Run
 from interlude_fast.train.selection import BY_VALIDATION
 
@@ -30,6 +31,7 @@ def details(run: Run, networks: dict[str, nn.Module]) -> dict[str, dict[str, Det
     for part in PARTS:
         labels = run.held_out_labels(part)
         for name, network in networks.items() if len(labels) else ():
-            logits = predict_logits(network, run.held_out_batches(part), how.normalize)
+            with float32_products(run.precision):
+                logits = predict_logits(network, run.held_out_batches(part), how.normalize)
             found.setdefault(part, {})[name] = detail(logits, labels, how.classes, run.config.seed)
     return found

@@ -133,10 +133,11 @@ class Run:
         """Scores of the raw and the EMA network: "raw" and "ema" on the test set, "raw_validation" and
         "ema_validation" on the validation images; without the one or the other where there are none."""
         normalize, scores = Preprocessing.of(self.source).normalize, {}
-        for part, suffix in (("test", ""), ("validation", "_validation")):
-            labels = self.held_out_labels(part)
-            for name, network in self.networks().items() if len(labels) else ():
-                scores[name + suffix] = evaluate(network, self.held_out_batches(part), labels, normalize)
+        with float32_products(self.precision):
+            for part, suffix in (("test", ""), ("validation", "_validation")):
+                labels = self.held_out_labels(part)
+                for name, network in self.networks().items() if len(labels) else ():
+                    scores[name + suffix] = evaluate(network, self.held_out_batches(part), labels, normalize)
         return scores
 
     def held_out_labels(self, part: str) -> Tensor:

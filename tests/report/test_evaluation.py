@@ -7,18 +7,21 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from torch import Tensor
 
 from interlude_fast.cli import main
 from interlude_fast.config import load
 from interlude_fast.data.labeled import labeled_images
 from interlude_fast.errors import CheckpointError, DataError
-from interlude_fast.report import Evaluated, evaluate_in_full, evaluate_run, train_run
+from interlude_fast.evaluate import classification
+from interlude_fast.report import Evaluated, evaluate_in_full, evaluate_run, full_report, train_run
 from interlude_fast.report.predict import predict
 from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.report.scores import result_lines
@@ -208,3 +211,23 @@ def test_fgsm_of_a_run(place: Path) -> None:
     assert {*found.fgsm} == {"raw"}
     assert all(0 <= error <= 1 for error in found.fgsm["raw"].values())
     assert found.fgsm["raw"][32] >= found.details["test"]["raw"].scores.error
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_networks_are_evaluated_with_the_products_of_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """On a GPU torch's own default is neither: result.json and a later evaluation would differ by an image."""
+    train_run(small_config(train={"precision": precision, "steps": 2}), tmp_path / "run")
+    seen, real = [], classification.predict_logits
+
+    def watched(*arguments: Any) -> Tensor:
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return real(*arguments)
+
+    for module in (classification, full_report):
+        monkeypatch.setattr(module, "predict_logits", watched)
+    evaluate_in_full(tmp_path / "run")
+    evaluate_run(tmp_path / "run")
+    assert len(seen) == 4
+    assert set(seen) == {(precision != "fp32",) * 2}

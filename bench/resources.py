@@ -172,6 +172,11 @@ def dump(tool: Path, what: str, objects: Sequence[Path]) -> str:
     )
 
 
+def versions(elf: str) -> list[str]:
+    """Of the assemblers that made the code, as it says itself."""
+    return sorted({line.strip() for line in re.findall(r"Tool Name: ptxas\s+Tool Version: (.*)", elf)})
+
+
 def fail(why: str) -> NoReturn:
     print(f"bench.resources: {why}", file=sys.stderr)
     sys.exit(2)
@@ -201,10 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not log.exists():
             build(folder)
         objects = sorted((folder / "o").rglob("cuda/*.o"))
-        rows = report(log.read_text(), dump(tool, "-sass", objects), dump(tool, "-elf", objects))
+        elf = dump(tool, "-elf", objects)
+        rows = report(log.read_text(), dump(tool, "-sass", objects), elf)
     show(rows)
     if asked.out:
-        write(asked.out, rows)
+        write(asked.out, [*rows, {"name": "tools", "arch": ARCH, "ptxas": versions(elf)}])
 
 
 if __name__ == "__main__":

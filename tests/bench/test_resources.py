@@ -59,6 +59,11 @@ def test_occupancy(threads: int, registers: int, shared: int, blocks: int) -> No
     assert resources.occupancy(threads, registers, shared)["blocks"] == blocks
 
 
+def test_the_code_names_its_assembler() -> None:
+    note = "\tTool Name: ptxas\n\tTool Version: release 13.0, V13.0.88\n\tTool Branch: x\n"
+    assert resources.versions(note + "\n" + note) == ["release 13.0, V13.0.88"]
+
+
 def test_dynamic_shared_memory_of_the_views() -> None:
     assert resources.dynamic_shared("augment_kernel<3, float>") == {"32 px": 6144, "96 px": 55296}
     assert resources.dynamic_shared("fuse_kernel<float, 4>") == {"": 0}

@@ -90,7 +90,7 @@ class ProgressRecorder:
         self.progress.update(self.task, completed=step)
 
     def logged(self, step: int, metrics: dict[str, float]) -> None:
-        self.metrics = metrics
+        self.metrics = {**self.metrics, **metrics}
         self._show()
 
     def evaluated(self, step: int, scores: dict[str, Scores]) -> None:

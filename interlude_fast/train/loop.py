@@ -25,7 +25,7 @@ from interlude_fast.data.progress import Progress
 from interlude_fast.data.sources import Source, load_source
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.errors import Interrupted, NonFiniteLossError
-from interlude_fast.evaluate import Scores, evaluate, predict_logits
+from interlude_fast.evaluate import Scores, evaluate, predict_logits, pseudo_label_scores
 from interlude_fast.methods import Problem, build_method, method_class
 from interlude_fast.methods import resolve_options as resolve_method_options
 from interlude_fast.models import Shape
@@ -54,6 +54,7 @@ FREE_TO_CHANGE = {
     },
     "data": {"root", "labeled", "unlabeled", "test", "cache", "workers"},  # the split's hash tells other images
 }
+PSEUDO_LABELED = 2000  # images whose pseudo labels an evaluation looks at
 PATHS = ("root", "labeled", "unlabeled", "test", "cache")
 
 
@@ -139,6 +140,20 @@ class Run:
                 for name, network in self.networks().items() if len(labels) else ():
                     scores[name + suffix] = evaluate(network, self.held_out_batches(part), labels, normalize)
         return scores
+
+    def pseudo_labels(self) -> dict[str, float]:
+        """How good the raw network's pseudo labels are (evaluate/pseudo_labels.py), on a sample of the images seen
+        without labels whose classes the data set knows all the same; nothing where there are none."""
+        store = self.pipeline.sampler.store
+        hidden = store.unlabeled[
+            (store.all_labels[store.unlabeled] >= 0) & ~torch.isin(store.unlabeled, store.labeled)
+        ]
+        sample = hidden[:: max(1, len(hidden) // PSEUDO_LABELED)][:PSEUDO_LABELED]
+        if not len(sample):
+            return {}
+        images = store.batches(sample, self.config.train.eval_batch)
+        logits = predict_logits(self.state.model, images, Preprocessing.of(self.source).normalize)
+        return pseudo_label_scores(logits, store.all_labels[sample])
 
     def held_out_labels(self, part: str) -> Tensor:
         """int64, of the images of "test" or "validation"; empty where there are none."""
@@ -325,6 +340,8 @@ def _train(run: Run, recorder: Recorder, checkpoint: Path | None, interrupt: Int
             scores = run.evaluate()
             run.selection.add(step, scores, run.networks())
             recorder.evaluated(step, scores)
+            if found := run.pseudo_labels():
+                recorder.logged(step, found)
             pace.paused(time.perf_counter() - began, evaluating=True)
             meter.since += time.perf_counter() - began  # speed is that of training
         began = time.perf_counter()

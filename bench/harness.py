@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -75,6 +76,47 @@ def _seconds(side: Side, i: int, device: torch.device) -> float:
     end.record()
     end.synchronize()
     return begin.elapsed_time(end) / 1000
+
+
+def captured(side: Side, inputs: int, rounds: int = 5) -> Side:
+    """A side as one CUDA graph of inputs * rounds calls: what the device takes for them, without the host that
+    launches them, as a captured step has it. Raises what the capture raises."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for i in range(inputs):
+            side(i)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(rounds):
+            for i in range(inputs):
+                side(i)
+    return lambda i: graph.replay()
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes read and written a second by torch's copy of a tensor beyond any cache; median of 15."""
+    size = 1 << (31 if device.type == "cuda" else 28)
+    a = torch.ones(size, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2 * size / median([_seconds(lambda i: b.copy_(a), i, device) for i in range(20)][5:])
+
+
+def memory_share(moved: int, seconds: float, device: torch.device) -> dict[str, Any]:
+    """How near something that moves so many bytes is to the memory's speed, as a copy in the same run has it."""
+    speed, copied = moved / seconds, copy_bandwidth(device)
+    return {
+        "bytes": moved,
+        "gb_per_s": round(speed / 1e9, 2),
+        "copy_gb_per_s": round(copied / 1e9, 2),
+        "share_of_copy": round(speed / copied, 4),
+    }
+
+
+def reason(error: Exception) -> str:
+    """Why a side is missing, in a line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def measure(
@@ -150,27 +192,35 @@ def show(row: dict[str, Any]) -> None:
 
 
 def commit(root: Path = ROOT) -> str:
-    """Of the tree that is measured; "... dirty" where it has changes beside results, "unknown" without git."""
+    """Of the tree that is measured; "... dirty" where it has changes beside results. Without git, as where files
+    alone were copied, what the environment variable COMMIT says, else "unknown"."""
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=root)
         return done.stdout.strip() if done.returncode == 0 else "unknown"
 
+    told = os.environ.get("COMMIT") or "unknown"
     try:
+        head = git("rev-parse", "--short", "HEAD")
         changed = git("status", "--porcelain", "--", ".", ":!bench/results")
-        return git("rev-parse", "--short", "HEAD") + (" dirty" if changed not in ("", "unknown") else "")
     except OSError:
-        return "unknown"
+        return told
+    return told if head == "unknown" else head + (" dirty" if changed not in ("", "unknown") else "")
+
+
+@functools.cache
+def _made_on() -> dict[str, Any]:
+    """Asked once: rows are written as they come."""
+    return {"commit": commit(), "threads": torch.get_num_threads(), "passport": passport()}
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """The rows with the machine, versions, commit and command."""
+    """The rows with the machine, versions, commit and command. Scripts call it after every row, so that what was
+    measured is there whatever ends them."""
     content = {
         "date": date.today().isoformat(),
         "command": "python -m " + " ".join(["bench." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
-        "commit": commit(),
-        "threads": torch.get_num_threads(),
-        "passport": passport(),
+        **_made_on(),
         "rows": list(rows),
     }
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())

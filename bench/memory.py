@@ -92,8 +92,8 @@ def main() -> None:
         name = ", ".join(f"{cell[key]} {word}".strip() for key, word in NAMED) + ", compiled" * cell["compile"]
         print(f"{name:<64} {describe(found)}", flush=True)
         made.append({"name": name, **cell, **found})
-    if arguments.out:
-        write(arguments.out, made)
+        if arguments.out:
+            write(arguments.out, made)
 
 
 NAMED = (("network", ""), ("batch", "labeled"), ("precision", ""), ("pipeline", ""), ("steps", "steps"))

@@ -1,4 +1,8 @@
-"""Every op beside plain torch in the same run: python -m bench.ops [--device cpu|cuda] [--out FILE] [--quick]."""
+"""Every op beside plain torch in the same run: python -m bench.ops [--device cpu|cuda] [--out FILE] [--quick].
+
+On a GPU small ops are timed twice: as called, which is mostly the host's time to launch them, and captured in CUDA
+graphs, which is the device's time, and what a captured step pays.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bench.harness import begin, measure, parser, quick, show, write
+from bench.harness import begin, captured, measure, memory_share, parser, quick, reason, show, write
+from bench.launches import launches_of
 from bench.views import ViewBatches, equal
 from interlude_fast import ops, reference
 from interlude_fast.data.augment import Policy
 from interlude_fast.models import EmbeddingFusion, Shape, build_model
 
-INPUTS = 4
+INPUTS, ROUNDS = 4, 5  # inputs that the sides rotate through, and how often a graph goes through them
 ALPHA = 0.1
 LR, MOMENTUM, WEIGHT_DECAY, EMA_DECAY = 0.03, 0.9, 5e-4, 0.999
 
@@ -26,10 +31,50 @@ def close(ours: Any, theirs: Any) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=allowed * float(b.detach().abs().max()))
 
 
+def both_rows(
+    name: str,
+    sides: dict[str, Callable[[int], Any]],
+    device: torch.device,
+    *,
+    moved: int | None = None,
+    beside: dict[str, Callable[[int], Any]] | None = None,
+    check: Callable[[Any, Any], None] | None = None,
+    **more: Any,
+) -> Iterator[dict[str, Any]]:
+    """The sides as called and, on a GPU, captured, with the kernels and copies of a call.
+
+    Args:
+        moved: bytes that have to be moved; adds the share of the memory's speed at which the first side does.
+        beside: sides that compute something else, timed among the captured ones.
+    """
+    yield measure(name, sides, device, check=check, inputs=INPUTS, **more)
+    if device.type != "cuda":
+        return
+    graphs: dict[str, Callable[[int], Any]] = {}
+    missing: dict[str, str] = {}
+    for side, call in {**sides, **(beside or {})}.items():
+        try:
+            graphs[side] = captured(call, INPUTS, ROUNDS)
+        except Exception as error:  # the others are measured all the same
+            missing[side] = reason(error)
+    if next(iter(sides)) in missing:
+        yield {
+            "name": f"{name}, captured",
+            "sides": {side: {"not measured": why} for side, why in missing.items()},
+        }
+        return
+    calls = dict.fromkeys(graphs, INPUTS * ROUNDS)
+    row = measure(f"{name}, captured", graphs, device, calls=calls, not_measured=missing, **more)
+    row["launches"] = {side: launches_of(call, device) for side, call in sides.items()}
+    ours = row["sides"][next(iter(sides))]["median_us"]
+    yield row | ({} if moved is None else {"memory": memory_share(moved, ours / 1e6, device)})
+
+
 def fusion_rows(device: torch.device) -> Iterator[dict[str, Any]]:
     """Forward and backward of the blend of a step's embeddings, channels-last as they come."""
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    for shape in ((1024, 64, 16, 16), (256, 256, 16, 16)):
+    cuda = device.type == "cuda"
+    dtype = torch.bfloat16 if cuda else torch.float32
+    for shape in ((1024, 64, 16, 16), (1024 if cuda else 256, 256, 16, 16)):
         x = [
             torch.randn(shape, device=device, dtype=dtype).to(memory_format=torch.channels_last)
             for _ in range(INPUTS)
@@ -42,12 +87,19 @@ def fusion_rows(device: torch.device) -> Iterator[dict[str, Any]]:
         ) -> Callable[[int], Any]:
             return lambda i: torch.autograd.grad(function(x[i]), x[i], g)[0]
 
-        sides = {
-            "fused": both_ways(lambda t: ops.circular_shift_fusion(t, ALPHA)),
-            "eager": both_ways(lambda t: (1 - ALPHA) * t + ALPHA * t.roll(-1, 0)),
-        }
+        def two_copies(i: int, x: list[Tensor] = x, g: Tensor = g) -> Any:
+            return x[i].detach().clone(), g.clone()  # as many bytes as forward and backward have to move
+
+        def eager(t: Tensor) -> Tensor:
+            return (1 - ALPHA) * t + ALPHA * t.roll(-1, 0)
+
+        sides = {"fused": both_ways(lambda t: ops.circular_shift_fusion(t, ALPHA)), "eager": both_ways(eager)}
+        if cuda:
+            sides["torch.compile"] = both_ways(torch.compile(eager, dynamic=False))
         name = f"fusion forward + backward {list(shape)} {str(dtype)[6:]}"
-        yield measure(name, sides, device, check=close, inputs=INPUTS, units=shape[0])
+        beside = {"copies of as many bytes": two_copies}
+        moved = 4 * g.numel() * g.element_size()
+        yield from both_rows(name, sides, device, beside=beside, moved=moved, check=close, units=shape[0])
 
 
 def loss_rows(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -63,12 +115,23 @@ def loss_rows(device: torch.device) -> Iterator[dict[str, Any]]:
                 total = reference.interlude_loss(logits[i], labels, 7, per_class=per_class)[0]
                 return torch.autograd.grad(total, logits[i])[0]
 
+            def plain(x: Tensor, labels: Tensor = labels, per_class: bool = delta == "per_class") -> Tensor:
+                return reference.interlude_loss(x, labels, 7, per_class=per_class)[0]
+
+            compiled = torch.compile(plain, dynamic=False)
+
+            def by_compiler(i: int, logits: list = logits, compiled: Callable = compiled):
+                return torch.autograd.grad(compiled(logits[i]), logits[i])[0]
+
             def fused(i: int, logits: list = logits, labels: Tensor = labels, delta: Any = delta):
                 total = ops.interlude_loss(logits[i], labels, mu=7, delta=delta).total
                 return torch.autograd.grad(total, logits[i])[0]
 
             name = f"loss head + gradient 1024 x {classes}, {delta}"
-            yield measure(name, {"fused": fused, "eager": eager}, device, check=close, repeats=100, inputs=INPUTS)
+            sides = {"fused": fused, "eager": eager}
+            if device.type == "cuda":
+                sides["torch.compile"] = by_compiler
+            yield from both_rows(name, sides, device, check=close, repeats=100)
 
 
 def view_rows(device: torch.device) -> Iterator[dict[str, Any]]:
@@ -168,7 +231,7 @@ def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
     after = [side(0) for side in sides.values()]
     for other in after[1:]:
         torch.testing.assert_close(after[0], other)
-    yield measure("SGD + EMA, WRN-28-2", sides, device, repeats=100, inputs=INPUTS, units=count)
+    yield from both_rows("SGD + EMA, WRN-28-2", sides, device, repeats=100, units=count)
 
 
 def main() -> None:
@@ -177,8 +240,8 @@ def main() -> None:
         for row in part(arguments.device):
             show(row)
             rows.append(row)
-    if arguments.out:
-        write(arguments.out, rows)
+            if arguments.out:
+                write(arguments.out, rows)
 
 
 if __name__ == "__main__":

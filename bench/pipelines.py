@@ -7,13 +7,12 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
-from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.harness import begin, measure, parser, show, write
+from bench.harness import begin, captured, measure, memory_share, parser, reason, show, write
 from bench.views import ViewBatches, equal
 from bench.workload import noise
 from interlude_fast.config import DataConfig
@@ -29,6 +28,7 @@ POLICY = Policy(flip=True)
 BOTH = ("weak", "strong")
 EQUAL = ("resident", "host", "torchvision, 0 workers", "torchvision, all cores")
 BLOCK, MOST = 0.25, 20  # seconds that a timing should take at least, and batches that it takes at most
+CAPTURED = "resident, captured"
 V2 = "torchvision v2, whole batch"
 V2_NOTE = "v2 draws once a call: all images of the batch share one crop, one RandAugment draw and one square"
 
@@ -65,7 +65,8 @@ class Steps:
 def pipelines(
     source: Source, split: Split, order: RowOrder, device: torch.device, skip: list[str]
 ) -> tuple[dict[str, Steps], dict[str, str]]:
-    """Sides, and why others are missing."""
+    """Sides, and why others are missing. Their images are what a run would have by default: bf16 on a GPU."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     wanted: dict[str, tuple[str, int | None]] = {
         "resident": ("resident", None),
         "host": ("host", None),
@@ -81,13 +82,33 @@ def pipelines(
             missing[side] = "this version has no such pipeline"
         else:
             try:
-                made = build_pipeline(name, source, split, order, POLICY, seed=0, device=device, workers=workers)
+                made = build_pipeline(
+                    name, source, split, order, POLICY, seed=0, device=device, dtype=dtype, workers=workers
+                )
                 made.batch(0)
                 made.close()
                 sides[side] = Steps(made)
             except (InterludeError, ImportError, RuntimeError) as error:
                 missing[side] = str(error).splitlines()[0]
     return sides, missing
+
+
+class Captured:
+    """Batches of a recordable pipeline in a CUDA graph: what they add to a captured step."""
+
+    batches = MOST
+
+    def __init__(self, pipeline: Any, device: torch.device) -> None:
+        step = torch.zeros((), dtype=torch.int64, device=device)
+
+        def batch(i: int) -> None:
+            pipeline.batch(step)
+            step.add_(1)
+
+        self.replay = captured(batch, 1, self.batches)
+
+    def __call__(self, i: int) -> Any:
+        return self.replay(i)
 
 
 class V2Batches:
@@ -116,20 +137,6 @@ class V2Batches:
         return views
 
 
-def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by torch's copy of a tensor beyond any cache; median of 15."""
-    size = 1 << (31 if device.type == "cuda" else 28)
-    a = torch.ones(size, dtype=torch.uint8, device=device)
-    b, taken = torch.empty_like(a), []
-    for _ in range(20):
-        began = time.perf_counter()
-        b.copy_(a)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - began)
-    return 2 * size / median(taken[5:])
-
-
 def check_equal(sides: dict[str, Steps]) -> list[str]:
     """Names of the sides whose batches are equal, byte by byte, at two steps; raises where one differs."""
     names = [name for name in EQUAL if name in sides]
@@ -150,12 +157,18 @@ def pipeline_row(side: int, device: torch.device, skip: list[str], repeats: int)
     for steps in sides.values():
         steps.settle(device)
     every: dict[str, Any] = dict(sides)
+    resident = sides["resident"].pipeline
+    if device.type == "cuda":
+        try:
+            every[CAPTURED] = Captured(resident, device)
+        except RuntimeError as error:
+            missing[CAPTURED] = reason(error)
     try:
-        every[V2] = V2Batches(sides["resident"].pipeline, source)
+        every[V2] = V2Batches(resident, source)
         every[V2](0)
     except (ImportError, RuntimeError) as error:
         every.pop(V2, None)
-        missing[V2] = str(error).splitlines()[0]
+        missing[V2] = reason(error)
     row = measure(
         f"{order.count} views ({labeled} labeled + {7 * labeled} unlabeled, weak and strong), {side} px, {device}",
         every,
@@ -169,20 +182,9 @@ def pipeline_row(side: int, device: torch.device, skip: list[str], repeats: int)
         not_measured=missing,
     )
     row |= {"equal bytes": same, "workers of all cores": cores(), V2: V2_NOTE}
-    return row | {"resident": memory_share(row, order.count, side, device)}
-
-
-def memory_share(row: dict[str, Any], views: int, side: int, device: torch.device) -> dict[str, Any]:
-    """How near `resident` is to the memory's speed: each view reads its uint8 image and is written as float32."""
-    moved = views * side * side * 3 * (1 + 4)
-    speed = moved / (row["sides"]["resident"]["median_us"] / 1e6)
-    copied = copy_bandwidth(device)
-    return {
-        "bytes_per_batch": moved,
-        "gb_per_s": round(speed / 1e9, 2),
-        "copy_gb_per_s": round(copied / 1e9, 2),
-        "share_of_copy": round(speed / copied, 4),
-    }
+    fastest = row["sides"][CAPTURED if CAPTURED in every else "resident"]["median_us"]
+    moved = order.count * side * side * 3 * (1 + resident.batch(0).images.element_size())  # read and written once
+    return row | {"resident": memory_share(moved, fastest / 1e6, device)}
 
 
 def one_core_row(kind: str, repeats: int) -> dict[str, Any]:
@@ -233,8 +235,8 @@ def main() -> None:
         load = os.getloadavg()[0]  # before the row: while it runs it is its own
         made.append(row() | {"load_before": round(load, 2)})
         show(made[-1])
-    if arguments.out:
-        write(arguments.out, made)
+        if arguments.out:
+            write(arguments.out, made)
 
 
 if __name__ == "__main__":

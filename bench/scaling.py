@@ -81,8 +81,8 @@ def main() -> None:
         for row in part(network, device, batch, repeats or (100 if cuda else 15)):
             show(row)
             made.append(row | {"network": network})
-    if arguments.out:
-        write(arguments.out, made)
+            if arguments.out:
+                write(arguments.out, made)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ CONFIDENT = (
 
 
 def pseudo_label_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of logits [N, K] and the true int64 labels [N], N > 0: the share of right predictions, the share of confident
-    ones, and of these the share of right ones, which is left out where there are none."""
+    """Of logits [N, K] and true int64 labels [N], N > 0: the share of right predictions, that of confident ones,
+    and of these the share of right ones, which is left out where there are none."""
     confidence, predicted = logits.float().softmax(1).max(1)
     right, confident = predicted == labels, confidence >= CONFIDENT
     count = int(confident.sum())

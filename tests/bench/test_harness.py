@@ -66,12 +66,16 @@ def test_options_reach_every_measurement(clock: list[str], monkeypatch: pytest.M
     assert len(clock) == len(flushed) == 2 * sum(harness.QUICK)
 
 
-def test_a_commit_with_changes_is_dirty(tmp_path: Path) -> None:
+def test_a_commit_with_changes_is_dirty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COMMIT", raising=False)
+
     def git(*arguments: str) -> None:
         who = ("-c", "user.name=n", "-c", "user.email=n@n")
         subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     assert harness.commit(tmp_path) == "unknown"
+    monkeypatch.setenv("COMMIT", "abc1234")  # counts without git alone
+    assert harness.commit(tmp_path) == "abc1234"
     git("init")
     (tmp_path / "a.py").write_text("a = 1\n")
     git("add", "a.py")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import harness, memory, scaling, workload
+from bench import harness, kernels, memory, scaling, workload
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,3 +59,31 @@ def test_memory_cells_cover_batch_precision_and_pipeline() -> None:
     assert {cell["precision"] for cell in made} == {"fp32", "bf16"}
     assert {cell["pipeline"] for cell in made} == {"resident", "host"}
     assert made[-1]["steps"] == 200
+
+
+def test_every_way_is_profiled_alone() -> None:
+    pytest.importorskip("torchvision")
+    from bench import profiling
+
+    eager, strong, captured = profiling.rows("WRN-10-1", CPU, 1, ["eager", "strong", "captured"], steps=1)
+    for row in (eager, strong):
+        assert row["step_us"] > 0
+        assert row["operators"] > 100
+        assert len(row["largest"]) == 10
+        assert row["peak_resident_bytes"] > 50 * 2**20
+    assert "wants a GPU" in captured["not measured"]
+
+
+def test_kernels_give_the_same_numbers_twice() -> None:
+    cases = dict(kernels.small_cases())
+    assert {name.split()[0].strip(",") for name in cases} == {"fusion", "loss", "delta", "rows", "views", "SGD"}
+    for name in ("loss by class", "rows", "SGD and EMA"):
+        kernels.alike(cases[name](CPU), cases[name](CPU))
+    with pytest.raises(AssertionError):
+        kernels.alike(cases["rows"](CPU), [x + 1 for x in cases["rows"](CPU)])
+
+
+def test_the_memorys_speed_is_measured_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "copy_bandwidth", lambda device: 4e9)
+    share = harness.memory_share(10**9, 0.5, CPU)
+    assert share == {"bytes": 10**9, "gb_per_s": 2.0, "copy_gb_per_s": 4.0, "share_of_copy": 0.5}

@@ -14,6 +14,7 @@
 # train_together, four runs at once that share the GPU.
 #
 # Uses python3 (or PYTHON) with torch for CUDA and this package's dependencies, and nvcc. Changes no setting of the GPU.
+# Paths are absolute or from the repository's root.
 #   LIMIT=seconds     of the whole call: commands are cut to fit, and what no longer fits is left out
 #   WHEELS=folder     of wheels that the environment lacks (pydantic, ...), installed beside it without a network
 #   DATA=folder       with train/<class>/* and test/<class>/*, or an archive of one: real images for bench and train*
@@ -85,8 +86,19 @@ print(*(name for name in wanted.split() if find_spec(name) is None))')
       >"$results/machine.txt" 2>&1 || die "no GPU here; REHEARSE=1 goes through every command on the CPU"
     head -n 2 "$results/machine.txt" | tail -n 1
   fi
-  export COMMIT=${COMMIT:-$(git rev-parse --short HEAD 2>/dev/null || true)}
+  local told
+  if told=$(git rev-parse --short HEAD 2>/dev/null); then # as bench/harness.py has it
+    [ -z "$(git status --porcelain -- . ':!bench/results' 2>/dev/null)" ] || told="$told dirty"
+  else
+    told=${COMMIT:-unknown}
+  fi
+  [ "$told" != unknown ] || echo "git cannot tell the commit: COMMIT=id names it in the results"
+  printf '{"commit": "%s", "date": "%s", "device": "%s", "parts": "%s"}\n' \
+    "$told" "$(date +%F)" $device "$*" >"$results/session.json"
   export PYTHONUNBUFFERED=1
+}
+
+images() { # DATA as a folder with train and test
   if [ -n "${DATA:-}" ] && [ -f "$DATA" ]; then # unpacked once
     local place
     place=${TMPDIR:-/tmp}/interlude-data-$(cksum <"$DATA" | cut -d' ' -f1)
@@ -133,7 +145,7 @@ note() { # a line for summary.txt, standard output and the archive: step, state,
 
 left() { echo $((${LIMIT:-1000000} - SECONDS)); }
 
-total=0
+total=0 looked=""
 step() { # limit, name, what it leaves, command...
   local limit=$1 name=$2 leaves=$3 began=$SECONDS code=0 allowed
   shift 3
@@ -177,8 +189,11 @@ script() { # limit, name of the result, module of bench/, arguments...
   step "$limit" "$name" "$name.json" "$python" -m "bench.$module" --device $device "${quick[@]}" --out "$results/$name.json" "$@"
 }
 
-with_data() {
-  [ -n "$plan" ] || [ -n "${DATA:-}" ] || {
+with_data() { # name of what wants images
+  [ -z "$plan" ] || return 0
+  [ -n "$looked" ] || images
+  looked=1
+  [ -n "${DATA:-}" ] || {
     note "$1" "left out" 0 "DATA names no images"
     return 1
   }
@@ -380,6 +395,7 @@ part_train_together() { # four runs share the GPU: errors after the same time ea
     step 570 train_together "together-*: the four runs of train* at once, each with its result.json and metrics.jsonl"
     return
   fi
+  with_data train_together || return 0
   for method in interlude fixmatch supervised; do
     run 570 "together-$method-250" --method $method --labels 250 &
   done
@@ -405,22 +421,31 @@ part_suite() { # what runs on CPUs too, with the GPU beside it
 
 # ---- What was asked for ------------------------------------------------------------------------------
 
-if [ -n "$plan" ]; then
+main() { # read as a whole before it runs, so that the file may change meanwhile
+  local part lines
+  if [ -n "$plan" ]; then
+    for part in "$@"; do
+      lines=$("part_$part")
+      total=0
+      "part_$part" >/dev/null
+      printf '%s: %s s\n%s\n' "$part" "$total" "$lines"
+    done
+    exit 0
+  fi
+  prepare "$@"
   for part in "$@"; do
-    total=0 lines=$("part_$part" && echo) || true
-    "part_$part" >/dev/null
-    printf '%s: %s s\n%s\n' "$part" "$total" "$lines"
+    "part_$part"
   done
+  archive
+  local kept bad
+  kept="$out/results.tgz ($(stat -c %s "$out/results.tgz") bytes)"
+  bad=$(grep -E '^[^ ]+ +(FAILED|stopped)' "$out/summary.txt" | cut -d' ' -f1 | xargs)
+  if [ -n "$bad" ]; then
+    echo "failed: $bad; $kept"
+    exit 1
+  fi
+  echo "all is well; $kept"
   exit 0
-fi
-prepare
-for part in "$@"; do
-  "part_$part"
-done
-archive
-kept="$out/results.tgz ($(stat -c %s "$out/results.tgz") bytes)"
-if grep -qE '^[^ ]+ +(FAILED|stopped)' "$out/summary.txt"; then
-  echo "failed: $(grep -E '^[^ ]+ +(FAILED|stopped)' "$out/summary.txt" | cut -d' ' -f1 | xargs); $kept"
-  exit 1
-fi
-echo "all is well; $kept"
+}
+
+main "$@"

@@ -146,7 +146,7 @@ def read(place: Path) -> Session:
     for folder in sorted({name.partition("/")[0] for name in files if name.endswith("/passport.json")}):
         inside = {n.partition("/")[2]: c for n, c in files.items() if n.startswith(f"{folder}/")}
         session.parts[folder] = run_part(inside, about)
-    devices = {device_slug(part["passport"]) for part in session.parts.values()} or {about["device"]}
+    devices = {device_slug(part["passport"]) for part in session.parts.values()} | {device_slug(about)}
     if len(devices) > 1:
         raise Refused(f"{place} holds results of several devices: {', '.join(sorted(devices))}")
     (session.device,) = devices

@@ -75,7 +75,7 @@ prepare() {
       >"$results/wheels.log" 2>&1 || die "the wheels in $WHEELS cannot be installed: $(tail -n 1 "$results/wheels.log")"
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
   fi
-  local missing
+  local missing told gpu=""
   missing=$("$python" -c '
 from importlib.util import find_spec
 wanted = "torch numpy PIL pydantic click filelock yaml rich safetensors sklearn scipy tensorboard torchmetrics pytest"
@@ -85,16 +85,16 @@ print(*(name for name in wanted.split() if find_spec(name) is None))')
     nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem,power.limit --format=csv \
       >"$results/machine.txt" 2>&1 || die "no GPU here; REHEARSE=1 goes through every command on the CPU"
     head -n 2 "$results/machine.txt" | tail -n 1
+    gpu="\"$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)\""
   fi
-  local told
   if told=$(git rev-parse --short HEAD 2>/dev/null); then # as bench/harness.py has it
     [ -z "$(git status --porcelain -- . ':!bench/results' 2>/dev/null)" ] || told="$told dirty"
   else
     told=${COMMIT:-unknown}
   fi
   [ "$told" != unknown ] || echo "git cannot tell the commit: COMMIT=id names it in the results"
-  printf '{"commit": "%s", "date": "%s", "device": "%s", "parts": "%s"}\n' \
-    "$told" "$(date +%F)" $device "$*" >"$results/session.json"
+  printf '{"commit": "%s", "date": "%s", "gpus": [%s], "parts": "%s"}\n' \
+    "$told" "$(date +%F)" "$gpu" "$*" >"$results/session.json"
   export PYTHONUNBUFFERED=1
 }
 

@@ -68,10 +68,18 @@ def ratios(row: Row, ours: float | None, sides: dict[str, str]) -> str:
     return "; ".join(filter(None, [", ".join(told), missing and f"{NOT_MEASURED}: {', '.join(missing)}"]))
 
 
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
 def share(row: Row, key: str) -> str:
     """`, 87 % of the copy's 4,300 GB/s`"""
     memory = row.get(key, {})
-    return f", {memory['share_of_copy']:.0%} of the copy's {memory['copy_gb_per_s']:,.0f} GB/s" if memory else ""
+    return (
+        f", {percent(memory['share_of_copy'], 0)} of the copy's {memory['copy_gb_per_s']:,.0f} GB/s"
+        if memory
+        else ""
+    )
 
 
 @dataclass(frozen=True)
@@ -139,7 +147,7 @@ def profile_lines(found: Found) -> Iterator[Line]:
             measured = (
                 f"{row['host launches'] + row['host graphs']:,.0f} launches, {row['kernels']:,.0f} kernels, "
             )
-            measured += f"idle {idle:.1%}, " if isinstance(idle, float) else f"idle {idle}, "
+            measured += f"idle {percent(idle)}, " if isinstance(idle, float) else f"idle {idle}, "
             measured += f"{row['peak_allocated_bytes'] / 2**30:.2f} GiB"
         else:
             measured = NOT_MEASURED + (f": {row[NOT_MEASURED]}" if NOT_MEASURED in row else "")
@@ -153,7 +161,7 @@ def projection_lines(found: Found) -> Iterator[Line]:
     if content:
         hours, idle = content["projected"]["hours"], content["ours"]["gpu_idle"]
         measured = f"{hours:.2f} h at {content['ours']['steps_per_second']:.1f} steps/s, "
-        measured += f"GPU idle {idle:.1%}" if isinstance(idle, float) else f"GPU idle {idle}"
+        measured += f"GPU idle {percent(idle)}" if isinstance(idle, float) else f"GPU idle {idle}"
         times = content["reference"].get("times_slower")
         beside = f"{times:.1f} x reference" if times else beside
     yield Line("2^20 steps with evaluations, WRN-28-2, projected", "< 2.5 h", measured, beside, "bench")
@@ -173,13 +181,13 @@ def run_lines(found: Found) -> Iterator[tuple[str, ...]]:
             yield RUNS[part], *[NOT_MEASURED] * 5, part
             continue
         ends = [run["last"].get(network, {}).get("test") or {} for network in ("ema", "raw")]
-        errors = [f"{e['error']:.2%}" if "error" in e else NOT_MEASURED for e in ends]
+        errors = [percent(e["error"], 2) if "error" in e else NOT_MEASURED for e in ends]
         speed = f"{run['steps_per_second']:.1f}" if run["steps_per_second"] else NOT_MEASURED
         masks = [row["mask_rate"] for row in run["curve"] if "mask_rate" in row]
         judged = [row for row in run["evaluations"] if "pseudo_labels/accuracy" in row]
-        pseudo = f"{judged[-1]['pseudo_labels/accuracy']:.1%}" if judged else NOT_MEASURED
+        pseudo = percent(judged[-1]["pseudo_labels/accuracy"]) if judged else NOT_MEASURED
         steps = f"{run['steps']:,} at {speed}/s" + ", cut off" * (not run["finished"])
-        yield RUNS[part], *errors, steps, f"{masks[-1]:.1%}" if masks else "none", pseudo, part
+        yield RUNS[part], *errors, steps, percent(masks[-1]) if masks else "none", pseudo, part
 
 
 def machine_line(found: Found) -> str:

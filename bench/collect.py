@@ -80,6 +80,11 @@ def device_slug(passport: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "", re.sub(r"nvidia|geforce|graphics|tesla|generation", "", name)) or "gpu"
 
 
+def without_places(text: str) -> str:
+    """Absolute paths by their last part alone: they tell of one machine's folders."""
+    return re.sub(r"(?<![\w.])(?:/[\w.\-]+)+/(?=[\w.\-])", "", text)
+
+
 def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """POINTS of a curve at most, the last one always."""
     every = max(1, -(-len(rows) // POINTS))
@@ -102,9 +107,9 @@ def run_part(files: dict[str, bytes], session: dict[str, Any]) -> dict[str, Any]
     return {
         "date": session["date"],
         "commit": session["commit"],
-        "command": " ".join(["interlude-fast", *passport.pop("command", ["", "train"])[1:]]),
+        "command": without_places(" ".join(["interlude-fast", *passport.pop("command", ["", "train"])[1:]])),
         "passport": passport,
-        "config": files.get("config.yaml", b"").decode(),
+        "config": without_places(files.get("config.yaml", b"").decode()),
         "finished": bool(scores),
         "steps": max((row["step"] for row in metrics), default=0),
         "steps_per_second": median(row["steps_per_second"] for row in logged) if logged else None,
@@ -142,7 +147,7 @@ def read(place: Path) -> Session:
         if "/" in name or name == "session.json" or stem == name:
             continue
         part = json.loads(content)
-        session.parts[stem] = part if "commit" in part else {"commit": session.commit, **part}
+        session.parts[stem] = {"commit": session.commit, **part, "command": without_places(part["command"])}
     for folder in sorted({name.partition("/")[0] for name in files if name.endswith("/passport.json")}):
         inside = {n.partition("/")[2]: c for n, c in files.items() if n.startswith(f"{folder}/")}
         session.parts[folder] = run_part(inside, about)
@@ -153,17 +158,14 @@ def read(place: Path) -> Session:
     for part, content in session.parts.items():
         if content["commit"] != session.commit:
             raise Refused(f"{place}: {part} is of commit {content['commit']}, the session of {session.commit}")
-    session.steps = [
-        m.groupdict() for line in files.get("summary.txt", b"").decode().splitlines() if (m := STEP.match(line))
-    ]
+    summary = without_places(files.get("summary.txt", b"").decode())
+    session.steps = [m.groupdict() for line in summary.splitlines() if (m := STEP.match(line))]
     if rows := ncu_part(files.get("ncu.csv", b"").decode()):
         session.parts["ncu"] = {**about, "command": "bench/gpu_session.sh OUT ncu", "rows": rows}
-    logs = {n: c.decode(errors="replace") for n, c in files.items() if n.endswith(".log")}
-    session.parts["session"] = {**about, "command": "bench/gpu_session.sh", "steps": session.steps}
-    if failed := {
-        s["step"]: logs.get(f"{s['step']}.log", "")[-4000:] for s in session.steps if s["state"] == "FAILED"
-    }:
-        session.parts["session"]["failed"] = failed
+    failed = [step["step"] for step in session.steps if step["state"] in ("FAILED", "stopped")]
+    logs = {name: files.get(f"{name}.log", b"").decode(errors="replace")[-4000:] for name in failed}
+    account = {"steps": session.steps, "failed": {name: without_places(log) for name, log in logs.items()}}
+    session.parts["session"] = {**about, "command": "bench/gpu_session.sh OUT " + about["parts"], **account}
     return session
 
 

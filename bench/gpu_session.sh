@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # One command on a GPU machine: build, tests, checkers, figures, profiles, real training.
-#   bench/gpu_session.sh FOLDER [part...]     (every part, in the order of their worth)
+#   bench/gpu_session.sh FOLDER [part...]     every part, in the order of their worth, or those that are named
 #   bench/gpu_session.sh --plan [part...]     the parts, their commands' limits in seconds, and what they leave
-# FOLDER gets results.tgz (logs and JSON files, renewed after every command, so that what was measured is there
-# whatever ends this script), summary.txt, and the built extension. bench/collect.py makes results and tables of such
-# archives, from one run or from several on the same machine. Each part ends within 590 s.
+# FOLDER, outside the repository or ignored by git, gets results.tgz (logs and JSON files, renewed after every command,
+# so that what was measured is there whatever ends this script), summary.txt, and the built extension. bench/collect.py
+# makes results and tables of such archives, of one call or of several on the same machine. A part ends within 590 s.
 #
 # Half an hour on a machine that takes calls of ten minutes:
 #   LIMIT=580 bench/gpu_session.sh OUT build tests kernels sanitizer ncu

@@ -92,7 +92,8 @@ def captured(side: Side, inputs: int, rounds: int = 5) -> Side:
         for _ in range(rounds):
             for i in range(inputs):
                 side(i)
-    return lambda i: graph.replay()
+    kept = graph, side  # whose inputs the graph reads where they lie
+    return lambda i: kept[0].replay()
 
 
 def copy_bandwidth(device: torch.device) -> float:

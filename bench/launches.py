@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+# Else CUPTI is torn down after every profile, and CUDA graphs that are profiled after that crash.
+os.environ.setdefault("TEARDOWN_CUPTI", "0")
+os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
+
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 

@@ -71,7 +71,7 @@ METRICS += [{"step": 5000, "test/ema/error": 0.1, "test/ema/macro_f1": 0.9}]
 METRICS += [{"step": 5000, "pseudo_labels/accuracy": 0.875}]
 RUN = {
     "train-interlude-250/metrics.jsonl": "\n".join(map(json.dumps, METRICS)) + '\n{"step": 5',  # cut off in a line
-    "train-interlude-250/passport.json": json.dumps({"command": ["x", "train", "--labels", "250"], **H200}),
+    "train-interlude-250/passport.json": json.dumps({"command": ["x", "train", "--test", "/data/c/test"], **H200}),
     "train-interlude-250/config.yaml": "seed: 0\n",
 }
 RESULT = {
@@ -90,7 +90,7 @@ def archive(path: Path, commit: str = "abc1234", passport: dict = H200, **more: 
     }
     files["memcheck.log"] = "one error"
     for name, content in more.items():
-        made = {"date": "2026-11-30", "commit": commit, "passport": passport}
+        made = {"date": "2026-11-30", "commit": commit, "passport": passport, "command": "x --out /a/b-1/c.json"}
         files[name] = content if isinstance(content, str) else json.dumps(made | content)
     with tarfile.open(path, "w:gz") as tar:
         for name, text in files.items():
@@ -150,10 +150,15 @@ def test_what_a_run_and_a_session_leave(tmp_path: Path) -> None:
     assert len(run["curve"]) <= collect.POINTS + 1
     assert run["curve"][-1]["step"] == 19_900
     assert run["evaluations"] == [{"step": 5000, "test/ema/error": 0.1, "pseudo_labels/accuracy": 0.875}]
-    assert run["command"] == "interlude-fast train --labels 250"
+    assert run["command"] == "interlude-fast train --test test"
     assert parts["ncu"]["rows"] == [{"name": "interlude::fuse_kernel", "grid": "", "time": "12.5 us"}]
     assert parts["session"]["steps"][0] == {"step": "ops", "state": "ok", "seconds": "12", "said": "done"}
     assert parts["session"]["failed"] == {"memcheck": "one error"}
+
+
+def test_paths_of_the_machine_are_not_kept() -> None:
+    text = "x --data-root /mnt/d.1/cifar/train --out /tmp/a_b/ops.json at a/b, 1/2 (/opt/v/lib/x.py)"
+    assert collect.without_places(text) == "x --data-root train --out ops.json at a/b, 1/2 (x.py)"
 
 
 def test_the_newest_of_a_part_counts(tmp_path: Path) -> None:

@@ -65,13 +65,15 @@ def test_every_way_is_profiled_alone() -> None:
     pytest.importorskip("torchvision")
     from bench import profiling
 
-    eager, strong, captured = profiling.rows("WRN-10-1", CPU, 1, ["eager", "strong", "captured"], steps=1)
+    eager, strong = (profiling.profile_row(name, "WRN-10-1", CPU, 1, steps=1) for name in ("eager", "strong"))
+    captured = profiling.in_a_process("captured", "WRN-10-1", CPU, 1, 1)
     for row in (eager, strong):
         assert row["step_us"] > 0
         assert row["operators"] > 100
         assert len(row["largest"]) == 10
         assert row["peak_resident_bytes"] > 50 * 2**20
     assert "wants a GPU" in captured["not measured"]
+    assert "exit code" in profiling.in_a_process("eager", "WRN-10-1", "no device", 1, 1)["not measured"]
 
 
 def test_kernels_give_the_same_numbers_twice() -> None:

@@ -7,11 +7,11 @@
 # makes results and tables of such archives, of one call or of several on the same machine. A part ends within 590 s.
 #
 # Half an hour on a machine that takes calls of ten minutes:
-#   LIMIT=580 bench/gpu_session.sh OUT build tests kernels sanitizer ncu
-#   LIMIT=580 bench/gpu_session.sh OUT build ops step profile pipelines step_large
+#   LIMIT=580 bench/gpu_session.sh OUT build tests kernels ops sanitizer
+#   LIMIT=580 bench/gpu_session.sh OUT build step pipelines profile ncu
 #   LIMIT=580 bench/gpu_session.sh OUT build train
-# `build` takes a second where nothing has changed. With more time: bench, train_fixmatch, train_supervised, train_40; or
-# train_together, four runs at once that share the GPU.
+# `build` takes a second where nothing has changed. With more time: step_large, bench, train_fixmatch, train_supervised,
+# train_40; or train_together, four runs at once that share the GPU.
 #
 # Uses python3 (or PYTHON) with torch for CUDA and this package's dependencies, and nvcc. Changes no setting of the GPU.
 # Paths are absolute or from the repository's root.
@@ -251,6 +251,14 @@ fingerprint() { # of all that the extension is made of
   } | sha256sum | cut -d' ' -f1
 }
 
+loaded() { # mark, fingerprint: the extension is there with CUDA kernels, and marked as what the fingerprint stands for
+  step 60 doctor "doctor.log" "$python" -m interlude_fast.cli doctor || true
+  [ -z "$plan" ] || return 0
+  grep -aqE '^extension +built with .* CUDA [0-9]' "$results/doctor.log" ||
+    stop "no CUDA kernels: $(grep -a '^extension' "$results/doctor.log" | cut -c1-300)"
+  mkdir -p build && echo "$2" >"$1"
+}
+
 part_build() {
   local mark=build/gpu_session.fingerprint now="" built=()
   if [ "$device" = cpu ]; then # beside the one that is there
@@ -267,8 +275,8 @@ part_build() {
       return 0
     fi
     if [ -n "${EXTENSION:-}" ] && [ "$(cat "$EXTENSION/extension.fingerprint" 2>/dev/null)" = "$now" ]; then
-      cp "$EXTENSION"/_C*.so interlude_fast/ && mkdir -p build && echo "$now" >$mark
-      note build ok 0 "taken from $EXTENSION"
+      cp "$EXTENSION"/_C*.so interlude_fast/ && note build ok 0 "taken from $EXTENSION"
+      loaded "$mark" "$now"
       return 0
     fi
     rm -f interlude_fast/_C*.so "$mark"
@@ -277,9 +285,8 @@ part_build() {
     grep -aE 'error|Error' "$results/build.log" | head -n 8 | cut -c1-200 | tee -a "$out/summary.txt"
     stop "the extension was not built: what follows would measure the torch reference"
   }
-  step 60 doctor "doctor.log" "$python" -m interlude_fast.cli doctor || true
+  loaded "$mark" "$now"
   [ -z "$plan" ] || return 0
-  echo "$now" >$mark
   built=(interlude_fast/_C*.so)
   if [ "$(stat -c %s "${built[0]}")" -lt 16000000 ]; then
     cp "${built[0]}" "$out/" && cp $mark "$out/extension.fingerprint"

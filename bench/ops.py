@@ -6,6 +6,7 @@ graphs, which is the device's time, and what a captured step pays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -240,18 +241,27 @@ def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    arguments, rows = begin(parser(__doc__)), []
+    arguments, rows, failed = begin(parser(__doc__)), [], []
+
+    def keep() -> None:
+        if arguments.out:
+            write(arguments.out, rows)
+
     for part in (fusion_rows, loss_rows, conv_rows, optimizer_rows, view_rows):
-        for row in part(arguments.device):
-            show(row)
-            rows.append(row)
-            if arguments.out:
-                write(arguments.out, rows)
+        try:
+            for row in part(arguments.device):
+                show(row)
+                rows.append(row)
+                keep()
+        except Exception as error:  # the others are measured all the same
+            failed.append(f"{part.__name__}: {reason(error)}")
+            print(failed[-1], flush=True)
     for row, sides in to_profile:
         row["launches"] = {side: launches_of(call, arguments.device) for side, call in sides.items()}
         print(f"{row['name']:<44} launches {row['launches']}", flush=True)
-        if arguments.out:
-            write(arguments.out, rows)
+        keep()
+    if failed:
+        sys.exit("bench.ops: " + "; ".join(failed))
 
 
 if __name__ == "__main__":

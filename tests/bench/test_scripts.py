@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import harness, kernels, memory, scaling, workload
+from bench import harness, kernels, memory, ops, scaling, workload
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,9 +80,34 @@ def test_kernels_give_the_same_numbers_twice() -> None:
     cases = dict(kernels.small_cases())
     assert {name.split()[0].strip(",") for name in cases} == {"fusion", "loss", "delta", "rows", "views", "SGD"}
     for name in ("loss by class", "rows", "SGD and EMA"):
-        kernels.alike(cases[name](CPU), cases[name](CPU))
-    with pytest.raises(AssertionError):
-        kernels.alike(cases["rows"](CPU), [x + 1 for x in cases["rows"](CPU)])
+        kernels.alike(name, cases[name](CPU), cases[name](CPU))
+    with pytest.raises(AssertionError, match=r"^rows: "):
+        kernels.alike("rows", cases["rows"](CPU), [x + 1 for x in cases["rows"](CPU)])
+
+
+def test_sides_are_timed_as_called_and_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: a captured side takes a second for its twenty calls, and one cannot be captured."""
+
+    def captured(side: harness.Side, inputs: int, rounds: int) -> harness.Side:
+        if side(0) == "plain":
+            raise RuntimeError("no graph\nof it")
+        return lambda i: None
+
+    monkeypatch.setattr(ops, "captured", captured)
+    monkeypatch.setattr(ops, "to_profile", [])
+    monkeypatch.setattr(harness, "_seconds", lambda side, i, device: 1.0)
+    monkeypatch.setattr(ops, "memory_share", lambda moved, seconds, device: {"bytes": moved, "seconds": seconds})
+    sides = {"fused": lambda i: "fused", "eager": lambda i: "plain"}
+    beside = {"copy": lambda i: "copy"}
+    called, row = ops.both_rows("op", sides, torch.device("cuda"), moved=100, beside=beside)
+    assert (called["name"], list(called["sides"])) == ("op", ["fused", "eager"])
+    assert (row["name"], list(row["sides"])) == ("op, captured", ["fused", "copy", "eager"])
+    assert row["sides"]["fused"]["median_us"] == 1e6 / 20
+    assert row["sides"]["eager"] == {"not measured": "RuntimeError: no graph"}
+    assert row["memory"] == {"bytes": 100, "seconds": 1 / 20}
+    assert ops.to_profile == [(row, sides)]
+    (alone,) = ops.both_rows("op", sides, CPU)
+    assert alone["name"] == "op"
 
 
 def test_the_memorys_speed_is_measured_in_the_same_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,11 +18,11 @@ SCRIPT = ROOT / "bench" / "gpu_session.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
-def session(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def session(*arguments: object, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "WHEELS", "LIMIT", "EXTENSION", "COMMIT")}
     every = {**kept, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
-        ["bash", SCRIPT, *map(str, arguments)], capture_output=True, text=True, env=every, cwd=ROOT
+        ["bash", script, *map(str, arguments)], capture_output=True, text=True, env=every, cwd=ROOT
     )
 
 
@@ -103,3 +103,117 @@ def test_a_missing_package_is_one_line(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "python lacks torch numpy PIL pydantic" in done.stderr
     assert "WHEELS=folder" in done.stderr
+
+
+# ---- A machine with a GPU and a compiler, made believe -----------------------------------------------
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+*compute_cap*) echo 9.0 ;;
+*noheader*) echo "NVIDIA H200" ;;
+*) printf 'name, driver_version\\nNVIDIA H200, 580\\n' ;;
+esac
+"""
+PYTHON = """#!/bin/sh
+case "$*" in
+setup.py*)
+  echo once >>builds
+  [ ! -f broken ] || { echo "csrc/a.cu(3): error: no such thing"; exit 1; }
+  touch interlude_fast/_C.so ;;
+*doctor*) echo "extension       built with gcc, torch 2.11; $KERNELS" ;;
+*bench.kernels*) echo "SGD and EMA: 12 tensors" ;;
+*) exec "$REAL" "$@" ;;
+esac
+"""
+
+
+class Machine:
+    """A tree without git; `call` runs the session in it."""
+
+    def __init__(self, place: Path) -> None:
+        self.tree, self.tools = place / "tree", place / "tools"
+        for name, text in {"nvidia-smi": NVIDIA_SMI, "python": PYTHON}.items():
+            self.tools.mkdir(parents=True, exist_ok=True)
+            (self.tools / name).write_text(text)
+            (self.tools / name).chmod(0o755)
+        for name in ("csrc", "bench", "interlude_fast"):
+            (self.tree / name).mkdir(parents=True)
+        (self.tree / "csrc" / "a.cu").write_text("1")
+        (self.tree / "setup.py").write_text("")
+        shutil.copy(SCRIPT, self.tree / "bench")
+
+    def call(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        script = self.tree / "bench" / SCRIPT.name
+        path = f"{self.tools}:{os.environ['PATH']}"
+        mine = {"PATH": path, "PYTHON": str(self.tools / "python"), "REAL": sys.executable, "COMMIT": "abc1234"}
+        kernels = {"KERNELS": "CUDA 13.0 for 9.0"}
+        return session(*arguments, script=script, **{**mine, **kernels, **environment})
+
+    @property
+    def builds(self) -> int:
+        return len((self.tree / "builds").read_text().splitlines()) if (self.tree / "builds").exists() else 0
+
+
+def test_the_extension_is_built_once_for_the_same_sources(tmp_path: Path) -> None:
+    machine, out = Machine(tmp_path), tmp_path / "out"
+    first = machine.call(out, "build", "kernels")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert sorted(p.name for p in out.iterdir()) == [
+        "_C.so",
+        "extension.fingerprint",
+        "results.tgz",
+        "summary.txt",
+    ]
+    with tarfile.open(out / "results.tgz") as archive:
+        about = json.loads(archive.extractfile("results/session.json").read())
+    assert (about["commit"], about["gpus"], about["parts"]) == ("abc1234", ["NVIDIA H200"], "build kernels")
+    assert "nothing has changed" in machine.call(tmp_path / "again", "build").stdout
+    assert machine.builds == 1
+    (machine.tree / "csrc" / "a.cu").write_text("2")
+    machine.call(tmp_path / "again", "build")
+    assert machine.builds == 2
+
+
+def test_an_extension_of_an_earlier_call_is_taken_where_it_fits(tmp_path: Path) -> None:
+    Machine(tmp_path / "1").call(tmp_path / "out", "build")
+    fresh = Machine(tmp_path / "2")
+    assert "taken from" in fresh.call(tmp_path / "out2", "build", EXTENSION=str(tmp_path / "out")).stdout
+    assert fresh.builds == 0
+    other = Machine(tmp_path / "3")
+    (other.tree / "csrc" / "a.cu").write_text("2")
+    other.call(tmp_path / "out3", "build", EXTENSION=str(tmp_path / "out"))
+    assert other.builds == 1
+
+
+def test_nothing_is_measured_without_the_extension(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    (machine.tree / "broken").touch()
+    done = machine.call(tmp_path / "out", "build", "kernels")
+    summary = (tmp_path / "out" / "summary.txt").read_text()
+    assert done.returncode == 1
+    assert "csrc/a.cu(3): error: no such thing" in summary
+    assert "kernels" not in summary
+    assert (tmp_path / "out" / "results.tgz").exists()
+    (machine.tree / "broken").unlink()
+    done = machine.call(tmp_path / "out", "build", "kernels", KERNELS="no CUDA kernels")
+    assert done.returncode == 1
+    assert "no CUDA kernels: extension" in done.stderr
+    machine.call(tmp_path / "out", "build")
+    assert machine.builds == 3  # what had no kernels did not count
+
+
+def test_checkers_are_given_our_kernels_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    for name in ("compute-sanitizer", "ncu"):
+        tool = machine.tools / name
+        tool.write_text(f'#!/bin/sh\necho {name} "$@"\n')
+        tool.chmod(0o755)
+    machine.call(tmp_path / "out", "sanitizer", "ncu")
+    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
+        said = {
+            n: archive.extractfile(f"results/{n}.log").read().decode() for n in ("memcheck", "racecheck", "ncu")
+        }
+    for tool in ("memcheck", "racecheck"):
+        assert f"--tool {tool} --kernel-name kns=interlude --error-exitcode 9" in said[tool]
+    assert "--clock-control none" in said["ncu"]
+    assert "--kernel-name regex:interlude" in said["ncu"]

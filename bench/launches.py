@@ -71,7 +71,7 @@ def summary(events: Sequence[Event], steps: int) -> dict[str, Any]:
     """Of a GPU's events over `steps` steps, a step: launches, graphs and waits of the host, kernels, copies, busy
     microseconds (work that overlaps counts once), the largest kernels. The wait that ends the profile is left out.
     """
-    work = [e for e in events if e.device]
+    work = [e for e in events if e.device and "Sync" not in e.name]  # a wait is no work
     kernels = [e for e in work if not e.name.startswith(COPIES)]
     called = {
         what: sum(any(p in e.name for p in parts) for e in events if not e.device) for what, parts in HOST.items()

@@ -18,6 +18,7 @@ EVENTS = [  # two steps
     Event("fuse", 4, 5, True),
     Event("loss", 4, 6, True),  # beside the one before
     Event("Memcpy DtoD", 7, 8, True),
+    Event("Context Sync", 6, 9, True),
 ]
 
 

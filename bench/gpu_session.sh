@@ -227,7 +227,8 @@ run() { # limit, name, arguments...: a real run, of BUDGET or what is left
       note "$name" "left out" 0 "no time"
       return 0
     }
-    while sleep 30; do keep "$name" && archive; done & # a run that is cut off leaves what it had
+    # A run that is cut off leaves what it had.
+    while sleep 30; do keep "$name" && archive; done >/dev/null 2>&1 &
     keeper=$!
   fi
   step "$limit" "$name" "$name/{result.json,metrics.jsonl,config.yaml,passport.json,log.txt}" \

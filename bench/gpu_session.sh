@@ -71,8 +71,8 @@ prepare() {
   command -v "$python" >/dev/null || die "no $python: PYTHON=path of the one that has torch"
   if [ -n "${WHEELS:-}" ]; then
     local site="$work/site"
-    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$WHEELS"/*.whl \
-      >"$results/wheels.log" 2>&1 || die "the wheels in $WHEELS cannot be installed: $(tail -n 1 "$results/wheels.log")"
+    "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" \
+      "$WHEELS"/*.whl >"$results/wheels.log" 2>&1 || die "the wheels in $WHEELS cannot be installed: $(tail -n 1 "$results/wheels.log")"
     export PYTHONPATH="$site${PYTHONPATH:+:$PYTHONPATH}"
   fi
   local missing told gpu=""
@@ -102,8 +102,9 @@ images() { # DATA as a folder with train and test
   if [ -n "${DATA:-}" ] && [ -f "$DATA" ]; then # unpacked once
     local place
     place=${TMPDIR:-/tmp}/interlude-data-$(cksum <"$DATA" | cut -d' ' -f1)
-    [ -d "$place" ] || { mkdir -p "$place.part" && "$python" -m tarfile -e "$DATA" "$place.part" && mv "$place.part" "$place"; } \
-      >"$results/data.log" 2>&1 || die "DATA=$DATA cannot be unpacked: $(tail -n 1 "$results/data.log")"
+    [ -d "$place" ] || {
+      mkdir -p "$place.part" && "$python" -m tarfile -e "$DATA" "$place.part" && mv "$place.part" "$place"
+    } >"$results/data.log" 2>&1 || die "DATA=$DATA cannot be unpacked: $(tail -n 1 "$results/data.log")"
     DATA=$place
   fi
   if [ -z "${DATA:-}" ] && [ "$device" = cpu ]; then
@@ -180,13 +181,15 @@ tests() { # limit, name, pytest arguments...
     "$python" -c 'import xdist' 2>/dev/null && [ "$device" = cuda ] && more+=(-n 6)
     "$python" -c 'import pytest_timeout' 2>/dev/null && more+=(--timeout 200)
   fi
-  step "$limit" "$name" "$name.log" "$python" -m pytest -p no:cacheprovider -vv --tb=short -ra --durations=10 "${more[@]}" "$@"
+  step "$limit" "$name" "$name.log" \
+    "$python" -m pytest -p no:cacheprovider -vv --tb=short -ra --durations=10 "${more[@]}" "$@"
 }
 
 script() { # limit, name of the result, module of bench/, arguments...
   local limit=$1 name=$2 module=$3
   shift 3
-  step "$limit" "$name" "$name.json" "$python" -m "bench.$module" --device $device "${quick[@]}" --out "$results/$name.json" "$@"
+  step "$limit" "$name" "$name.json" \
+    "$python" -m "bench.$module" --device $device "${quick[@]}" --out "$results/$name.json" "$@"
 }
 
 with_data() { # name of what wants images
@@ -310,7 +313,8 @@ part_tests() {
 }
 
 part_kernels() {
-  step 90 kernels "kernels.log: every kernel in small shapes, against the CPU" "$python" -m bench.kernels --small --device $device
+  step 90 kernels "kernels.log: every kernel in small shapes, against the CPU" \
+    "$python" -m bench.kernels --small --device $device
 }
 
 part_sanitizer() { # our kernels alone: their mangled names hold the namespace
@@ -336,7 +340,8 @@ part_ops() {
 
 part_step() {
   script 400 step-28-2 step --networks "${small:-WRN-28-2}" --stages whole --repeats 12
-  script 180 stages-28-2 step --networks "${small:-WRN-28-2}" --ways eager --stages batch forward loss backward update --repeats 10
+  script 180 stages-28-2 step --networks "${small:-WRN-28-2}" --ways eager \
+    --stages batch forward loss backward update --repeats 10
 }
 
 part_profile() {

@@ -7,7 +7,7 @@
 # makes results and tables of such archives, of one call or of several on the same machine. A part ends within 590 s.
 #
 # Half an hour on a machine that takes calls of ten minutes:
-#   LIMIT=580 bench/gpu_session.sh OUT build tests kernels ops sanitizer
+#   LIMIT=580 bench/gpu_session.sh OUT build tests dtypes kernels ops sanitizer
 #   LIMIT=580 bench/gpu_session.sh OUT build step pipelines profile ncu
 #   LIMIT=580 bench/gpu_session.sh OUT build train
 # `build` takes a second where nothing has changed. With more time: step_large, bench, train_fixmatch, train_supervised,
@@ -25,7 +25,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-parts=(build tests kernels sanitizer ops step profile pipelines train ncu step_large bench train_fixmatch
+parts=(build tests dtypes kernels sanitizer ops step profile pipelines train ncu step_large bench train_fixmatch
   train_supervised train_40 train_compiled train_together memory rest suite)
 plan=""
 [ "${1:-}" != --plan ] || plan=1
@@ -312,6 +312,12 @@ part_tests() {
     --ignore tests/gpu/test_ways_gpu.py --ignore tests/gpu/test_methods_gpu.py --ignore tests/gpu/test_memory_gpu.py
 }
 
+part_dtypes() { # the ops' own tests, where they run on the GPU: dtypes, formats, shapes, gradients, torch.compile
+  local what=(tests/ops -k cuda)
+  [ -z "${REHEARSE:-}" ] || what=(tests/ops/test_fusion.py)
+  tests 400 tests_dtypes "${what[@]}"
+}
+
 part_kernels() {
   step 90 kernels "kernels.log: every kernel in small shapes, against the CPU" \
     "$python" -m bench.kernels --small --device $device
@@ -427,7 +433,7 @@ part_rest() {
 }
 
 part_suite() { # what runs on CPUs too, with the GPU beside it
-  local what=(tests/ops tests/models tests/methods tests/evaluate tests/train --ignore tests/train/test_distributed.py)
+  local what=(tests/models tests/methods tests/evaluate tests/train --ignore tests/train/test_distributed.py)
   [ -z "${REHEARSE:-}" ] || what=(tests/models/test_wideresnet.py)
   tests 580 suite "${what[@]}"
 }

@@ -3,9 +3,13 @@ PyTorch, in one run: `python -m bench.step [--device cpu|cuda] [--out FILE] [--q
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 import torch
@@ -79,6 +83,7 @@ class Side:
 
     def __init__(self, parts: Parts, stage: str, device: torch.device) -> None:
         self.parts, self.stage, self.device, self.calls = parts, stage, device, 1
+        self.workers: set[BaseProcess] = set()
         if stage in ("whole", "batch"):
             return
         self.made = parts.batch()
@@ -92,6 +97,7 @@ class Side:
     def settle(self) -> None:
         """As many steps or batches a timing as fill a block."""
         if self.stage in ("whole", "batch"):
+            others = set(multiprocessing.active_children())
             self.before()
             self(0)
             began = time.perf_counter()
@@ -99,23 +105,42 @@ class Side:
             if self.device.type == "cuda":
                 torch.cuda.synchronize()
             self.calls = int(min(MOST, max(1, BLOCK / (time.perf_counter() - began))))
+            self.workers = set(multiprocessing.active_children()) - others
             self.after()
 
+    def signal(self, number: int) -> None:
+        for worker in self.workers:
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, number)
+
     def before(self) -> None:
-        """Starts what works ahead and uses up its first batch; or makes the graph that is to be gone through."""
-        if self.stage in ("whole", "batch"):
+        """Wakes or starts what works ahead; or makes the graph that is to be gone through."""
+        if self.workers:
+            self.signal(signal.SIGCONT)
+        elif self.stage in ("whole", "batch"):
             self.parts.batch()
         elif self.stage == "backward":
             self.total = self.parts.loss(self.parts.forward(self.made), self.labels)
 
     def after(self) -> None:
-        """Stops what works ahead; CUDA graphs of torch.compile want their backward pass before the next step."""
-        if self.stage in ("whole", "batch"):
+        """Halts what works ahead; CUDA graphs of torch.compile want their backward pass before the next step.
+
+        Workers sleep as they are, so that a timing goes on where its side's last one ended. Started anew they
+        would fill their queue first, which steps that follow one another do not pay for.
+        """
+        if self.workers:
+            self.signal(signal.SIGSTOP)
+        elif self.stage in ("whole", "batch"):
             self.parts.close()
         elif self.device.type == "cuda" and self.stage in ("forward", "loss"):
             if self.stage == "forward":
                 self.total = self.parts.loss(self.made_logits, self.labels)
             self.parts.backward(self.total)
+
+    def close(self) -> None:
+        """Ends what works ahead; asleep it could not be ended."""
+        self.signal(signal.SIGCONT)
+        self.parts.close()
 
     def __call__(self, i: int) -> Any:
         parts = self.parts
@@ -177,6 +202,7 @@ def recipes(first: Run, wanted: Sequence[str] = RECIPES) -> tuple[dict[str, Part
             agree(first, recipe)
             recipe.step()
             recipe.step()
+            recipe.close()
             ways[name] = recipe
         except Exception as error:  # the others are measured all the same
             missing[name] = f"{more} {type(error).__name__}: {error}".splitlines()[0]
@@ -196,20 +222,24 @@ def rows(
     for stage in stages:
         staged = ways if stage == "whole" else {"eager": ours.get("eager", Ours(first)), **theirs}
         sides = {name: Side(way, stage, device) for name, way in staged.items()}
-        for side in sides.values():
-            side.settle()
-        row = measure(
-            f"{stage}, {network}, {16 * batch} rows, {device.type}",
-            dict(sides),
-            device,
-            repeats=repeats,
-            warmup=1,
-            units=16 * batch,
-            calls={name: side.calls for name, side in sides.items()},
-            before=lambda name, sides=sides: sides[name].before(),
-            after=lambda name, sides=sides: sides[name].after(),
-            not_measured={name: why for name, why in notes["failed"].items() if name not in ways},
-        )
+        try:
+            for side in sides.values():
+                side.settle()
+            row = measure(
+                f"{stage}, {network}, {16 * batch} rows, {device.type}",
+                dict(sides),
+                device,
+                repeats=repeats,
+                warmup=1,
+                units=16 * batch,
+                calls={name: side.calls for name, side in sides.items()},
+                before=lambda name, sides=sides: sides[name].before(),
+                after=lambda name, sides=sides: sides[name].after(),
+                not_measured={name: why for name, why in notes["failed"].items() if name not in ways},
+            )
+        finally:
+            for side in sides.values():
+                side.close()
         yield row | notes | {"timed together": {name: side.calls for name, side in sides.items()}}
     for way in ways.values():
         way.close()

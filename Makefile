@@ -2,11 +2,13 @@
 # make demo    InterLUDE beside a supervised-only run on the embedded digits, 40 labels
 # make test    C++ and Python tests
 # Variables: PYTHON (default python3), VENV; what pip installs as torch and, for the tests, as DALI: TORCH, DALI
-# (defaults below; DALI= leaves it out, and its tests skip).
+# (defaults below; DALI= leaves it out, and its tests skip); TESTERS, processes that share the Python tests.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.11 torchvision
 DALI ?= nvidia-dali-cuda130>=2.1
+# One thread each: threads of two processes that wait for one another on the same cores cost more than they bring.
+TESTERS ?= $(shell cores=$$(nproc 2>/dev/null || echo 2); [ $$cores -lt 4 ] && echo $$cores || echo 4)
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h' -o -name '*.cuh')
@@ -44,7 +46,7 @@ demo: setup
 	$(BIN)/interlude-fast compare --dataset digits --labels 40 --methods interlude,supervised
 
 test: setup $(VENV)/.dali cpptest
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(TESTERS) --dist loadfile
 
 cpptest: $(VENV)/.extension
 	@$(BIN)/cmake -S . -B build/cmake -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) --log-level=WARNING

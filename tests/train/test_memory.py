@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,11 @@ if {gib}:
 """
     code = "from tests.helpers import small_config\nfrom interlude_fast.report import train_run\n"
     return subprocess.run(
-        [sys.executable, "-c", code + limit + "\n".join(lines)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code + limit + "\n".join(lines)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "MALLOC_ARENA_MAX": "1"},  # each thread's arena takes address space that nobody uses
     )
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from interlude_fast.report.passport import passport
+from interlude_fast.train.captured import recording
 from interlude_fast.train.checkpoint import write_atomically
 
 Side = Callable[[int], Any]  # computes on the i-th input
@@ -88,7 +89,7 @@ def captured(side: Side, inputs: int, rounds: int = 5) -> Side:
             side(i)
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    with recording(graph, stream):
         for _ in range(rounds):
             for i in range(inputs):
                 side(i)

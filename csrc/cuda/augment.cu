@@ -11,7 +11,6 @@ namespace interlude {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kSharedBytes = 89 * 1024;  // with the tables below 99 KB, the least that sm_80 and later give a block
 
 // A block's tables. Aligned, and its only static shared memory, so that the dynamic part begins aligned too.
 template <int C, typename T>
@@ -22,6 +21,10 @@ struct alignas(kWord) Tables {
   unsigned sums[kThreads / kWarp];
   ViewDraw draw;
 };
+
+// For the image's buffers: with the tables no more than the 99 KB that every GPU since sm_80 gives a block.
+constexpr int kSharedBytes = 89 * 1024;
+static_assert(kSharedBytes + sizeof(Tables<3, double>) <= 99 * 1024);
 
 template <int kLanes, int C, typename T>
 __device__ void write_normalized(const Image<C>& image, const T* normalized, T* out) {
@@ -100,9 +103,12 @@ struct Cuda {
   template <int C, typename T>
   static void run(const AugmentProblem<T>& p, const Scope& scope) {
     const int64_t bytes = 2 * buffer_bytes(p.policy.side, C);
-    const bool shared = bytes <= std::min(kSharedBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+    const int most =
+        std::min(kSharedBytes, device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - int(sizeof(Tables<C, T>)));
+    const bool shared = bytes <= most;
     const auto kernel = augment_kernel<C, T>;
-    if (shared) C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    // Always the same: it is the kernel's, and another thread may be about to launch it.
+    if (shared) C10_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
     const int64_t resident = 8 * int64_t{device_attribute(cudaDevAttrMultiProcessorCount)};
     const int64_t blocks = shared ? p.count : std::min(p.count, resident);
     at::Tensor scratch;

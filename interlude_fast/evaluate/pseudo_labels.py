@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-CONFIDENT = (
-    0.95  # largest probability from which a prediction counts as confident, whatever the method's threshold
-)
+# Largest probability from which a prediction counts as confident, whatever the method's threshold.
+CONFIDENT = 0.95
 
 
 def pseudo_label_scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

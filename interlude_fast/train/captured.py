@@ -114,38 +114,51 @@ class CapturedStep(StaticStep):
         before = state.snapshot()
         current, stream = torch.cuda.current_stream(device), torch.cuda.Stream(device)
         stream.wait_stream(current)
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP - 1):
-                self.body()
-            with waiting_refused():
-                self.body()
-        current.wait_stream(stream)
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP - 1):
+                    self.body()
+                with waiting_refused():
+                    self.body()
+        finally:  # whoever restores the state must not be overtaken by steps that still run
+            current.wait_stream(stream)
         state.restore(before)
         state.optimizer.zero_grad(set_to_none=True)
         del before
         gc.collect()  # nothing of an earlier recording may be freed in the middle of this one
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
         set_numbers(state)  # the warm-up has drawn
         # cuBLAS keeps a workspace for each stream; whoever clears these later must not free the graph's.
         torch._C._cuda_clearCublasWorkspaces()
-        try:
-            # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self.losses = self.body()
-        except Exception:
-            _after_failure(current, device, pool)
-            raise
+        with recording(graph, stream):
+            self.losses = self.body()
         torch._C._cuda_clearCublasWorkspaces()
         set_numbers(state)
         self.graph = graph
 
 
-def _after_failure(current: torch.cuda.Stream, device: torch.device, pool: Any) -> None:
+@contextlib.contextmanager
+def recording(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream) -> Iterator[None]:
+    """What runs inside is recorded, and memory of its own kept for it. One that fails leaves nothing behind."""
+    current, pool = torch.cuda.current_stream(stream.device), torch.cuda.graph_pool_handle()
+    try:
+        # Pipelines copy to the device in threads of their own; these are not recorded and may go on.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            yield
+    except Exception:
+        with contextlib.suppress(Exception):  # what failed first is what is to be told
+            _after_failure(current, pool)
+        raise
+
+
+def _after_failure(current: torch.cuda.Stream, pool: Any) -> None:
     """A recording that fails leaves its stream, a generator that believes that it goes on, and an allocator that
     frees nothing while it does."""
     torch.cuda.set_stream(current)
+    device = current.device
     generator = torch.cuda.default_generators[device.index]
     generator.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    torch._C._cuda_clearCublasWorkspaces()
     with contextlib.suppress(RuntimeError):  # it was ended, only the recorded step failed
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)

@@ -148,9 +148,10 @@ class Run:
         hidden = store.unlabeled[
             (store.all_labels[store.unlabeled] >= 0) & ~torch.isin(store.unlabeled, store.labeled)
         ]
-        sample = hidden[:: max(1, len(hidden) // PSEUDO_LABELED)][:PSEUDO_LABELED]
-        if not len(sample):
+        if not len(hidden):
             return {}
+        count = min(len(hidden), PSEUDO_LABELED)
+        sample = hidden[torch.arange(count, device=hidden.device) * len(hidden) // count]  # over all of the pool
         images = store.batches(sample, self.config.train.eval_batch)
         logits = predict_logits(self.state.model, images, Preprocessing.of(self.source).normalize)
         return pseudo_label_scores(logits, store.all_labels[sample])

@@ -28,9 +28,8 @@ def room(device: torch.device) -> Room | None:
     """Of a GPU, or of the host as far as this process may use it: the machine's, its control groups' and its
     address space's, whichever is least. None where the system does not tell."""
     if device.type == "cuda":
-        index = (
-            torch.cuda.current_device() if device.index is None else device.index
-        )  # torch wants it for the share
+        # A number: torch takes no other device for the share.
+        index = torch.cuda.current_device() if device.index is None else device.index
         free, total = torch.cuda.mem_get_info(index)
         share = int(torch.cuda.get_per_process_memory_fraction(index) * total)
         return Room(share, max(0, min(free, share - torch.cuda.memory_reserved(index))))

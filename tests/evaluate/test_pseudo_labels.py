@@ -10,6 +10,7 @@ import torch
 from interlude_fast.evaluate import pseudo_label_scores
 from interlude_fast.report import train_run
 from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.train import loop
 from interlude_fast.train.loop import prepare
 from tests.helpers import image_names, small_config, write_images
 
@@ -38,6 +39,24 @@ def test_the_labeled_images_are_not_among_them() -> None:
     assert run.pseudo_labels()
     store.all_labels.fill_(-1)
     assert run.pseudo_labels() == {}
+
+
+def test_the_sample_is_of_all_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = prepare(small_config())
+    store = run.pipeline.sampler.store
+    hidden = store.unlabeled[~torch.isin(store.unlabeled, store.labeled)]
+    monkeypatch.setattr(loop, "PSEUDO_LABELED", len(hidden) // 2 + 1)  # between every one and every second
+    looked_at: list[torch.Tensor] = []
+    real = type(store).batches
+
+    def noted(store: object, items: torch.Tensor, size: int) -> object:
+        looked_at.append(items)
+        return real(store, items, size)
+
+    monkeypatch.setattr(type(store), "batches", noted)
+    run.pseudo_labels()
+    assert len(looked_at[0].unique()) == len(hidden) // 2 + 1
+    assert (hidden > looked_at[0].max()).sum() <= 2
 
 
 def test_images_whose_class_nobody_knows_have_none(tmp_path: Path) -> None:

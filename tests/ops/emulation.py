@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
 EMULATION, KERNELS, BUILD = ROOT / "csrc/tests/emulation", ROOT / "csrc/cuda", ROOT / "build/emulation"
+LOCK = BUILD / "lock"
 NAMESPACE = "interlude_fast_emulated"
 # The arithmetic's flags are setup.py's; the rest is what makes it build fast.
 FLAGS = [
@@ -42,6 +44,9 @@ def build() -> None:
         if not source.exists() or source.read_text() != text:
             source.write_text(text)
         sources.append(str(source))
+    with contextlib.suppress(OSError):  # of a build that was killed; torch would wait for its end
+        if time.time() - LOCK.stat().st_mtime > 600:
+            LOCK.unlink()
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where pip puts ninja
     with mock.patch.dict(os.environ, PATH=beside_python):
         cpp_extension.load(
@@ -60,7 +65,7 @@ def emulated_ops() -> list[str]:
     return sorted(name.split("::")[1] for name in names if name.startswith(f"{NAMESPACE}::"))
 
 
-@contextmanager
+@contextlib.contextmanager
 def in_place_of_the_cpu_kernels() -> Iterator[None]:
     """Calls of the package's ops on CPU tensors run the CUDA kernels."""
     schemas = torch.library.Library(NAMESPACE, "FRAGMENT")

@@ -1,10 +1,11 @@
 // Runs csrc/cuda/*.cu on the CPU, for tests where there is no GPU: what of CUDA the kernels and their launches
 // use, for a host compiler. Every thread of a block is a fiber with a stack of its own. Threads are taken in a
 // random order, another one in every launch and after every barrier, so that a missing barrier shows as a wrong
-// result; shared memory holds what the block before left, or garbage. Raised as errors: barriers
-// and warp exchanges that not all threads of the block or warp reach at one place in the code, launches that
-// CUDA refuses, writes behind dynamic shared memory.
-// Not shown: memory ordering within a warp, the device's exp and log, speed, accesses out of bounds elsewhere.
+// result. Raised as errors: barriers and warp exchanges that not all threads of the block or warp reach in one
+// line, launches beyond CUDA's limits, writes just behind dynamic shared memory (which begins as garbage).
+// Not shown: reads of __shared__ variables that nobody wrote (they are zero, or what the block before left),
+// accesses that are misaligned or out of bounds elsewhere, memory ordering within a warp, a kernel's own limits
+// of registers and static shared memory, the device's exp and log, speed.
 // tests/ops/emulation.py builds and loads this; the file is included before any .cu file.
 #pragma once
 
@@ -17,6 +18,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <atomic>
 #include <barrier>
 #include <cstdint>
 #include <cstring>
@@ -81,11 +83,13 @@ struct Launch {
   size_t dynamic_bytes = 0;
   std::barrier<>* meeting = nullptr;  // of a cooperative launch
   std::mutex writing;
-  std::string failure;
+  std::string failure;  // the first one
+  std::atomic<bool> failed = false;
 
   void fail(const std::string& what) {
     const std::lock_guard lock(writing);
-    if (failure.empty()) failure = what;
+    if (!failed) failure = what;
+    failed = true;
   }
 };
 
@@ -228,7 +232,7 @@ inline void Block::run(unsigned index) {
     ready[i] = i;
     threads[i].index = unsigned(i), threads[i].exchanges = 0;
   }
-  for (; !ready.empty() && launch.failure.empty(); ready = released()) {
+  for (; !ready.empty() && !launch.failed; ready = released()) {
     std::shuffle(ready.begin(), ready.end(), random);
     for (size_t i : ready) resume(threads[i]);
   }
@@ -245,7 +249,7 @@ inline void run_in_turn(Launch& launch) {
   std::iota(order.begin(), order.end(), 0u);
   std::shuffle(order.begin(), order.end(), std::mt19937(launch.number));
   Block made(launch);
-  for (size_t i = 0; i < order.size() && launch.failure.empty(); ++i) made.run(order[i]);
+  for (size_t i = 0; i < order.size() && !launch.failed; ++i) made.run(order[i]);
 }
 
 inline void run_at_once(Launch& launch) {
@@ -319,6 +323,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute, int value) {
   if (value < 0 || size_t(value) > emulation::kMostShared) return cudaErrorInvalidValue;
+  const std::lock_guard lock(emulation::busy());
   emulation::allowed_shared()[reinterpret_cast<const void*>(kernel)] = size_t(value);
   return cudaSuccess;
 }
@@ -347,7 +352,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   launch.number = ++number, launch.blocks = blocks, launch.threads = int(threads);
   launch.dynamic_bytes = config->dynamicSmemBytes;
   cooperative ? emulation::run_at_once(launch) : emulation::run_in_turn(launch);
-  TORCH_CHECK(launch.failure.empty(), "emulated kernel: ", launch.failure);
+  TORCH_CHECK(!launch.failed, "emulated kernel: ", launch.failure);
   return cudaSuccess;
 }
 

@@ -7,18 +7,20 @@
 # makes results and tables of such archives, of one call or of several on the same machine. A part ends within 590 s.
 #
 # Half an hour on a machine that takes calls of ten minutes:
-#   LIMIT=580 bench/gpu_session.sh OUT build tests dtypes kernels ops sanitizer
-#   LIMIT=580 bench/gpu_session.sh OUT build step pipelines profile ncu
-#   LIMIT=580 bench/gpu_session.sh OUT build train
-# `build` takes a second where nothing has changed. With more time: step_large, bench, train_fixmatch, train_supervised,
-# train_40; or train_together, four runs at once that share the GPU.
+#   COMMIT=ID LIMIT=580 bench/gpu_session.sh OUT build kernels tests ops sanitizer dtypes
+#   COMMIT=ID LIMIT=580 bench/gpu_session.sh OUT build step pipelines profile ncu
+#   COMMIT=ID LIMIT=580 bench/gpu_session.sh OUT build train
+# Parts run in the order given; a call replaces what an earlier one left in the same OUT. Repeat in a later call what
+# summary.txt calls "left out". `build` takes a second where nothing has changed. With more time: step_large, bench,
+# train_fixmatch, train_supervised, train_40; or train_together, four runs at once that share the GPU.
 #
 # Uses python3 (or PYTHON) with torch for CUDA and this package's dependencies, and nvcc. Changes no setting of the GPU.
 # Paths are absolute or from the repository's root.
 #   LIMIT=seconds     of the whole call: commands are cut to fit, and what no longer fits is left out
 #   WHEELS=folder     of wheels that the environment lacks (pydantic, ...), installed beside it without a network
 #   DATA=folder       with train/<class>/* and test/<class>/*, or an archive of one: real images for bench and train*
-#   COMMIT=id         of the sources, where git cannot tell
+#   DATA_NAME=words   of what DATA is, for the tables: "CIFAR-10 as JPEG files of quality 75"
+#   COMMIT=id         of the sources, where git cannot tell; without either nothing is measured
 #   EXTENSION=folder  a FOLDER of an earlier call: the extension that was built there is taken if it fits
 #   BUDGET=8m         of a real run
 #   REHEARSE=1        every command on the CPU, with tiny sizes; figures mean nothing
@@ -32,7 +34,7 @@ plan=""
 out=${1:-}
 shift || true
 if [ -z "$out" ]; then
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' bench/gpu_session.sh
   exit 2
 fi
 for part in "$@"; do
@@ -67,6 +69,7 @@ mkdir -p "$results"
 
 prepare() {
   mkdir -p "$out" || exit 2
+  rm -f "$out"/.results.* # of a call that was cut off
   : >"$out/summary.txt"
   command -v "$python" >/dev/null || die "no $python: PYTHON=path of the one that has torch"
   if [ -n "${WHEELS:-}" ]; then
@@ -92,9 +95,10 @@ print(*(name for name in wanted.split() if find_spec(name) is None))')
   else
     told=${COMMIT:-unknown}
   fi
-  [ "$told" != unknown ] || echo "git cannot tell the commit: COMMIT=id names it in the results"
-  printf '{"commit": "%s", "date": "%s", "gpus": [%s], "parts": "%s"}\n' \
-    "$told" "$(date +%F)" "$gpu" "$*" >"$results/session.json"
+  [ "$told" != unknown ] || [ -n "${REHEARSE:-}" ] ||
+    die "git cannot tell the commit that is measured: COMMIT=id names it"
+  printf '{"commit": "%s", "date": "%s", "gpus": [%s], "parts": "%s", "data": "%s"}\n' \
+    "$told" "$(date +%F)" "$gpu" "$*" "$(tr -d '\\"\n' <<<"${DATA_NAME:-}")" >"$results/session.json"
   export PYTHONUNBUFFERED=1
 }
 
@@ -127,16 +131,19 @@ for part, each in (("train", 30), ("test", 5)):
 
 # ---- Steps of a part ---------------------------------------------------------------------------------
 
-archive() { # what there is, atomically
-  local name
-  for name in "$results"/*.log; do # a log that ran away must not fill the archive
-    [ ! -f "$name" ] || [ "$(stat -c %s "$name")" -lt 1000000 ] || tail -c 500000 "$name" >"$name.end"
-    [ ! -f "$name.end" ] || mv "$name.end" "$name"
+archive() { # what there is, atomically; of a copy, as logs are written to meanwhile
+  local name staged=$work/archive.$BASHPID
+  rm -rf "$staged"
+  mkdir "$staged" || return 1
+  cp -r "$results" "$staged/" 2>/dev/null # a file that is just being renamed comes with the next one
+  cp "$out/summary.txt" "$staged/results/summary.txt"
+  for name in "$staged"/results/*.log; do # a log that ran away must not fill the archive
+    [ ! -f "$name" ] || [ "$(stat -c %s "$name")" -lt 1000000 ] || {
+      tail -c 500000 "$name" >"$name.end" && mv "$name.end" "$name"
+    }
   done
-  cp "$out/summary.txt" "$results/summary.txt"
-  # Files change while a run goes on; that alone is no failure.
-  tar -czf "$out/.results.$BASHPID" --warning=no-file-changed -C "$work" results || [ $? -eq 1 ] || return 1
-  mv "$out/.results.$BASHPID" "$out/results.tgz"
+  tar -czf "$out/.results.$BASHPID" -C "$staged" results && mv "$out/.results.$BASHPID" "$out/results.tgz"
+  rm -rf "$staged"
 }
 
 note() { # a line for summary.txt, standard output and the archive: step, state, seconds, what it said last
@@ -162,7 +169,8 @@ step() { # limit, name, what it leaves, command...
     return 1
   fi
   echo "== $name"
-  # An interrupt first: Python then says where it was.
+  # An interrupt first: Python then says where it was. Not a SIGTERM, which a run of one process does not wait for;
+  # `timeout` lets its command hear interrupts in the background too.
   timeout -s INT -k 8 "$allowed" "$@" >"$results/$name.log" 2>&1 </dev/null || code=$?
   local last
   last=$(grep -av '^\s*$' "$results/$name.log" | tail -n 1 | cut -c1-150)
@@ -204,7 +212,7 @@ with_data() { # name of what wants images
 
 keep() { # of a run: what tells of it
   local file
-  for file in result.json metrics.jsonl config.yaml passport.json log.txt; do
+  for file in result.json metrics.jsonl config.yaml passport.json split.json log.txt; do
     [ ! -f "$work/runs/$1/$file" ] || { mkdir -p "$results/$1" && cp "$work/runs/$1/$file" "$results/$1/$file"; }
   done
 }
@@ -234,7 +242,7 @@ run() { # limit, name, arguments...: a real run, of BUDGET or what is left
     while sleep 30; do keep "$name" && archive; done >/dev/null 2>&1 &
     keeper=$!
   fi
-  step "$limit" "$name" "$name/{result.json,metrics.jsonl,config.yaml,passport.json,log.txt}" \
+  step "$limit" "$name" "$name/{result.json,metrics.jsonl,config.yaml,passport.json,split.json,log.txt}" \
     "$python" -m interlude_fast.cli train --dataset folder --data-root "${DATA:-DATA}/train" --test "${DATA:-DATA}/test" \
     --set model.name=wideresnet "${network[@]}" --budget "${length}s" --run-dir "$work/runs/$name" "$@" || code=$?
   [ -z "$plan" ] || return 0
@@ -252,6 +260,8 @@ fingerprint() { # of all that the extension is made of
     find csrc setup.py -type f ! -path 'csrc/tests/*' -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
     "$python" -c 'import sys, importlib.metadata as m; print(sys.version, m.version("torch"))'
     nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null
+    nvcc --version 2>/dev/null || "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" --version 2>/dev/null
+    echo "${TORCH_CUDA_ARCH_LIST:-}"
   } | sha256sum | cut -d' ' -f1
 }
 
@@ -313,7 +323,7 @@ part_tests() {
 }
 
 part_dtypes() { # the ops' own tests, where they run on the GPU: dtypes, formats, shapes, gradients, torch.compile
-  local what=(tests/ops -k cuda)
+  local what=(tests/ops -k "cuda and not emulat")
   [ -z "${REHEARSE:-}" ] || what=(tests/ops/test_fusion.py)
   tests 400 tests_dtypes "${what[@]}"
 }
@@ -455,6 +465,7 @@ main() { # read as a whole before it runs, so that the file may change meanwhile
   for part in "$@"; do
     "part_$part"
   done
+  rm -f "$out"/.results.*
   archive
   local kept bad
   kept="$out/results.tgz ($(stat -c %s "$out/results.tgz") bytes)"

@@ -18,8 +18,11 @@ SCRIPT = ROOT / "bench" / "gpu_session.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 
 
+UNSET = ("DATA", "DATA_NAME", "WHEELS", "LIMIT", "EXTENSION", "COMMIT")
+
+
 def session(*arguments: object, script: Path = SCRIPT, **environment: str) -> subprocess.CompletedProcess[str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("DATA", "WHEELS", "LIMIT", "EXTENSION", "COMMIT")}
+    kept = {k: v for k, v in os.environ.items() if k not in UNSET}
     every = {**kept, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(
         ["bash", script, *map(str, arguments)], capture_output=True, text=True, env=every, cwd=ROOT
@@ -39,13 +42,22 @@ def test_every_part_is_in_the_plan_and_ends_within_ten_minutes() -> None:
     limits = re.findall(r"^ +(\d+) s  (\S+) +\S", plan, re.MULTILINE)  # every step with what it leaves
     assert len({name for _, name in limits}) == len(limits) > len(parts)
     assert sum(int(seconds) for seconds, _ in limits) == sum(map(int, parts.values()))
-    suggested = re.findall(r"LIMIT=\d+ bench/gpu_session.sh OUT (.*)", SCRIPT.read_text())
+    suggested = re.findall(r"COMMIT=ID LIMIT=\d+ bench/gpu_session.sh OUT (.*)", SCRIPT.read_text())
     assert len(suggested) == 3
     assert all(part in parts for line in suggested for part in line.split())
 
 
+def test_the_usage_is_told_from_any_folder() -> None:
+    done = subprocess.run(["bash", f"./{SCRIPT.name}"], capture_output=True, text=True, cwd=SCRIPT.parent)
+    assert done.returncode == 2
+    assert "DATA_NAME=words" in done.stdout
+    assert not done.stderr
+
+
 def test_a_rehearsal_leaves_an_archive_and_a_summary(tmp_path: Path) -> None:
-    done = session(tmp_path / "out", "kernels", "sanitizer", REHEARSE="1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".results.1").touch()  # of a call that was cut off
+    done = session(tmp_path / "out", "kernels", "sanitizer", REHEARSE="1", DATA_NAME='some "images"')
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.tgz", "summary.txt"]
     summary = (tmp_path / "out" / "summary.txt").read_text()
@@ -56,6 +68,7 @@ def test_a_rehearsal_leaves_an_archive_and_a_summary(tmp_path: Path) -> None:
         about = json.loads(archive.extractfile("results/session.json").read())
     assert {"results/kernels.log", "results/summary.txt"} <= set(names)
     assert about["gpus"] == []
+    assert about["data"] == "some images"
     assert about["commit"]
 
 
@@ -172,6 +185,18 @@ def test_the_extension_is_built_once_for_the_same_sources(tmp_path: Path) -> Non
     (machine.tree / "csrc" / "a.cu").write_text("2")
     machine.call(tmp_path / "again", "build")
     assert machine.builds == 2
+    machine.call(tmp_path / "again", "build", TORCH_CUDA_ARCH_LIST="8.0")
+    assert machine.builds == 3
+
+
+def test_a_log_that_ran_away_is_cut_in_the_archive(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    noisy = machine.tools / "ncu"
+    noisy.write_text("#!/bin/sh\nhead -c 2000000 /dev/zero | tr '\\0' x\n")
+    noisy.chmod(0o755)
+    assert machine.call(tmp_path / "out", "ncu").returncode == 0
+    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
+        assert archive.getmember("results/ncu.log").size == 500_000
 
 
 def test_an_extension_of_an_earlier_call_is_taken_where_it_fits(tmp_path: Path) -> None:
@@ -183,6 +208,14 @@ def test_an_extension_of_an_earlier_call_is_taken_where_it_fits(tmp_path: Path) 
     (other.tree / "csrc" / "a.cu").write_text("2")
     other.call(tmp_path / "out3", "build", EXTENSION=str(tmp_path / "out"))
     assert other.builds == 1
+
+
+def test_nothing_is_measured_of_an_unknown_commit(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    done = machine.call(tmp_path / "out", "build", COMMIT="")
+    assert (done.returncode, machine.builds) == (2, 0)
+    assert "COMMIT=id" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_nothing_is_measured_without_the_extension(tmp_path: Path) -> None:

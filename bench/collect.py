@@ -91,6 +91,13 @@ def thinned(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for i, row in enumerate(rows) if i % every == 0 or i == len(rows) - 1]
 
 
+def images_of(split: dict[str, Any]) -> dict[str, Any]:
+    """Of split.json: how many images each part has, and the hash of them all."""
+    counts = {part: len(split[part]["index"]) for part in ("labeled", "validation", "test")}
+    unlabeled = sum(last - first + 1 for first, last in split["unlabeled"])
+    return {**counts, "unlabeled": unlabeled, "hash": split["data"][:16]}
+
+
 def run_part(files: dict[str, bytes], session: dict[str, Any]) -> dict[str, Any]:
     """A real run: its scores, its speed and its curves. One that was cut off has no scores."""
     lines = files.get("metrics.jsonl", b"").decode().splitlines()
@@ -110,6 +117,8 @@ def run_part(files: dict[str, bytes], session: dict[str, Any]) -> dict[str, Any]
         "command": without_places(" ".join(["interlude-fast", *passport.pop("command", ["", "train"])[1:]])),
         "passport": passport,
         "config": without_places(files.get("config.yaml", b"").decode()),
+        "data": session.get("data", ""),
+        "images": images_of(json.loads(files["split.json"])) if "split.json" in files else {},
         "finished": bool(scores),
         "steps": max((row["step"] for row in metrics), default=0),
         "steps_per_second": median(row["steps_per_second"] for row in logged) if logged else None,
@@ -141,6 +150,8 @@ def read(place: Path) -> Session:
     if "session.json" not in files:
         raise Refused(f"{place} is no archive of bench/gpu_session.sh: session.json is missing")
     about = json.loads(files["session.json"])
+    if about["commit"] == "unknown":
+        raise Refused(f"{place} does not say of which commit it is: COMMIT=id for bench/gpu_session.sh")
     session = Session(place, about["commit"], about["date"])
     for name, content in files.items():
         stem = name.removesuffix(".json")

@@ -48,7 +48,7 @@ def measure_cell(cell: dict[str, Any]) -> dict[str, Any]:
         found["growth_bytes"] = last - first
     if device.type == "cuda":
         found["peak_reserved_bytes"] = torch.cuda.max_memory_reserved(device)
-    return {"peak_bytes": peak_memory(device), **found}
+    return {"peak_bytes": peak_memory(device), "way": run.stepper.choice, **found}
 
 
 def cells(

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from bench.step import RECIPES, WAYS
 
 NOT_MEASURED = "not measured"
@@ -111,7 +113,8 @@ def op_lines(found: Found) -> Iterator[Line]:
     row = found.row("ops", "SGD + EMA, WRN-28-2, captured", "SGD + EMA, WRN-28-2")
     ours = micros(row, "fused")
     beside = ratios(row, ours, {"torch foreach": "", "torch fused": ""})
-    yield Line("SGD and average of WRN-28-2", "", time(ours), beside, "ops")
+    measured = time(ours) + ", as called" * (ours is not None and not row["name"].endswith(", captured"))
+    yield Line("SGD and average of WRN-28-2", "", measured, beside, "ops")
 
 
 def batch_lines(found: Found) -> Iterator[Line]:
@@ -128,7 +131,7 @@ def batch_lines(found: Found) -> Iterator[Line]:
 
 def step_lines(found: Found) -> Iterator[Line]:
     for network, (part, target) in NETWORKS.items():
-        row = found.row(part, f"whole, {network}")
+        row = found.row(part, f"whole, {network}, 1024 rows")
         times = {way: us for way in WAYS if (us := micros(row, way)) is not None}
         best = min(times, key=lambda way: times[way]) if times else None
         measured = f"{time(times[best])}, {best}" if best else NOT_MEASURED
@@ -168,9 +171,10 @@ def projection_lines(found: Found) -> Iterator[Line]:
 
 
 def memory_lines(found: Found) -> Iterator[Line]:
-    peak = found.row("memory", "WRN-28-2, 64 labeled, bf16, resident, 5 steps").get("peak_bytes")
-    measured = NOT_MEASURED if peak is None else f"{peak / 2**30:.2f} GiB"
-    yield Line("peak memory, WRN-28-2, captured, in a process of its own", "< 6 GiB", measured, "", "memory")
+    row = found.row("memory", "WRN-28-2, 64 labeled, bf16, resident, 5 steps")
+    way = row.get("way", "way not recorded")
+    measured = f"{row['peak_bytes'] / 2**30:.2f} GiB, {way}" if "peak_bytes" in row else NOT_MEASURED
+    yield Line("peak memory, WRN-28-2, 1,024 rows, in a process of its own", "< 6 GiB", measured, "", "memory")
 
 
 def run_lines(found: Found) -> Iterator[tuple[str, ...]]:
@@ -190,14 +194,37 @@ def run_lines(found: Found) -> Iterator[tuple[str, ...]]:
         yield RUNS[part], *errors, steps, percent(masks[-1]) if masks else "none", pseudo, part
 
 
+def run_setting(run: dict[str, Any]) -> str:
+    """`WRN-28-2, NAME, 50,000 unlabeled and 10,000 test images (hash 0123), seed 0`, by what the run left."""
+    config, images = yaml.safe_load(run["config"]) or {}, run.get("images", {})
+    model = config.get("model", {})
+    wide = model.get("name") == "wideresnet" and {"depth", "width"} <= model.keys()
+    network = f"WRN-{model['depth']}-{model['width']}" if wide else model.get("name", "network not recorded")
+    counted = "counts not recorded"
+    if images:
+        counted = f"{images['unlabeled']:,} unlabeled and {images['test']:,} test images (hash {images['hash']})"
+    return (
+        f"{network}, {run.get('data') or 'images of DATA'}, {counted}, seed {config.get('seed', 'not recorded')}"
+    )
+
+
+def runs_line(found: Found) -> str:
+    settings = sorted({run_setting(found.content(part)) for part in RUNS if part in found.parts})
+    return f"Real runs, last step: {'; '.join(settings) or NOT_MEASURED}"
+
+
 def machine_line(found: Found) -> str:
     if not found.parts:
         return "No GPU has run this version: nothing below is measured."
     passports = [c["passport"] for _, c in found.parts.values() if "passport" in c]
-    gpu = "; ".join(passports[0]["gpus"]) if passports else ""
-    versions = f"; driver {passports[0]['driver']}, torch {passports[0]['torch']}" if passports else ""
+    machines = sorted(
+        {f"{'; '.join(p['gpus']) or 'CPU'}; driver {p['driver']}, torch {p['torch']}" for p in passports}
+    )
     commits = ", ".join(sorted({c["commit"] for _, c in found.parts.values()}))
-    return f"{gpu or 'CPU'}{versions}; commit {commits}. Medians of one run; `x`: the other side's time over ours."
+    return (
+        f"{' | '.join(machines) or 'machine not recorded'}; commit {commits}. "
+        "Medians of one run; `x`: the other side's time over ours."
+    )
 
 
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -219,11 +246,7 @@ def table(found: Found) -> list[str]:
     return [
         *("", machine_line(found), ""),
         *markdown(("what", "target", "measured", "beside it, in the same run", "file"), rows),
-        *(
-            "",
-            "Real runs: WRN-28-2, CIFAR-10 as JPEG files of quality 75 (not CIFAR-10 itself), seed 0, last step:",
-            "",
-        ),
+        *("", runs_line(found), ""),
         *markdown(("run", "EMA error", "raw error", "steps", "mask rate", "pseudo labels right", "file"), runs),
         "",
     ]

@@ -72,7 +72,14 @@ METRICS += [{"step": 5000, "pseudo_labels/accuracy": 0.875}]
 RUN = {
     "train-interlude-250/metrics.jsonl": "\n".join(map(json.dumps, METRICS)) + '\n{"step": 5',  # cut off in a line
     "train-interlude-250/passport.json": json.dumps({"command": ["x", "train", "--test", "/data/c/test"], **H200}),
-    "train-interlude-250/config.yaml": "seed: 0\n",
+    "train-interlude-250/config.yaml": "seed: 3\nmodel: {name: wideresnet, depth: 28, width: 2}\n",
+    "train-interlude-250/split.json": json.dumps(
+        {
+            "data": "0123456789abcdef" * 4,
+            **{part: {"index": [0] * n} for part, n in (("labeled", 250), ("validation", 0), ("test", 10_000))},
+            "unlabeled": [[0, 39_999], [50_000, 59_999]],
+        }
+    ),
 }
 RESULT = {
     "seconds": 480.0,
@@ -83,7 +90,7 @@ RESULT = {
 def archive(path: Path, commit: str = "abc1234", passport: dict = H200, **more: Any) -> Path:
     """results.tgz with the parts in `more`: objects as JSON, text as it is."""
     gpus = [gpu.partition(",")[0] for gpu in passport["gpus"]]
-    about = {"commit": commit, "date": "2026-11-30", "gpus": gpus, "parts": ""}
+    about = {"commit": commit, "date": "2026-11-30", "gpus": gpus, "parts": "", "data": "photographs"}
     files = {
         "session.json": json.dumps(about),
         "summary.txt": "ops     ok     12 s  done\nmemcheck  FAILED    3 s  exit\n",
@@ -136,6 +143,8 @@ def test_parts_of_two_archives_become_files_and_a_table(tmp_path: Path) -> None:
     assert of("InterLUDE, 250 labels").count("7.00 %") == 1
     assert "8.00 % | 19,900 at 200.0/s | 50.0 % | 87.5 % |" in of("InterLUDE, 250 labels")
     assert "not measured" in of("a whole step, WRN-28-8, 1,024 rows")
+    about = "WRN-28-2, photographs, 50,000 unlabeled and 10,000 test images (hash 0123456789abcdef), seed 3"
+    assert f"Real runs, last step: {about}" in lines
     assert any(
         "25.00 x reference" in line and "(bench/results/2026" in line
         for line in short_table(collect.newest(tmp_path / "into", None))
@@ -154,6 +163,25 @@ def test_what_a_run_and_a_session_leave(tmp_path: Path) -> None:
     assert parts["ncu"]["rows"] == [{"name": "interlude::fuse_kernel", "grid": "", "time": "12.5 us"}]
     assert parts["session"]["steps"][0] == {"step": "ops", "state": "ok", "seconds": "12", "said": "done"}
     assert parts["session"]["failed"] == {"memcheck": "one error"}
+
+
+def test_the_table_says_what_its_figures_are_of(tmp_path: Path) -> None:
+    """An op that was not captured, a step of other rows, a way of training, two versions of torch."""
+    ops = {"rows": [{"name": "SGD + EMA, WRN-28-2", "sides": sides(fused=50.0)}]}
+    step = {"rows": [{"name": "whole, WRN-28-2, 128 rows, cuda", "sides": sides(captured=1000.0)}]}
+    memory = {
+        "rows": [{"name": "WRN-28-2, 64 labeled, bf16, resident, 5 steps", "peak_bytes": 2**31, "way": "eager"}]
+    }
+    newer = {"step-28-2.json": {**step, "passport": {**H200, "torch": "2.12.0"}}, "memory.json": memory}
+    run = {k: v for k, v in RUN.items() if not k.endswith(("split.json", "config.yaml"))}
+    collected(tmp_path / "into", archive(tmp_path / "a.tgz", **{"ops.json": ops, **newer, **run}))
+    found = collect.newest(tmp_path / "into", None)
+    text = "\n".join(table(found))
+    assert "| SGD and average of WRN-28-2 |  | 50.0 us, as called |" in text
+    assert "| a whole step, WRN-28-2, 1,024 rows | <= 8 ms | not measured |" in text
+    assert "2.00 GiB, eager |" in text
+    assert "torch 2.11.0+cu130 | NVIDIA H200, compute capability 9.0, 140 GiB; driver 580, torch 2.12.0;" in text
+    assert "network not recorded, photographs, counts not recorded, seed not recorded" in text
 
 
 def test_paths_of_the_machine_are_not_kept() -> None:
@@ -188,6 +216,9 @@ def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
     mixed = archive(tmp_path / "5.tgz", **{"ops.json": OPS, "step-28-2.json": {**STEP, "passport": a100}})
     with pytest.raises(collect.Refused, match="several devices: a100sxm480gb, h200"):
         collect.read(mixed)
+    unknown = archive(tmp_path / "7.tgz", commit="unknown", **{"ops.json": OPS})
+    with pytest.raises(collect.Refused, match="of which commit"):
+        collect.read(unknown)
     rehearsal = archive(tmp_path / "6.tgz", passport={"gpus": []}, **{"ops.json": OPS})
     with pytest.raises(collect.Refused, match="rehearsal"):
         collected(collect.RESULTS, rehearsal)

@@ -21,6 +21,7 @@ from interlude_fast.report.bench import take_step
 from interlude_fast.report.timing import peak_memory, synchronize
 
 FIRST = 20  # steps, after which memory should stay as it is
+LIMIT = {"cuda": 120, "cpu": 3600}  # seconds that a process may take
 
 
 def memory_now(device: torch.device) -> int:
@@ -66,7 +67,11 @@ def cells(
 
 def in_a_process(cell: dict[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench.memory", "--cell", json.dumps(cell)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    limit = LIMIT.get(cell["device"].partition(":")[0])
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"not measured": f"no end within {limit} s"}
     if done.returncode:
         return {"not measured": (done.stderr.splitlines() or [f"exit code {done.returncode}"])[-1]}
     return json.loads(done.stdout.splitlines()[-1])

@@ -240,6 +240,19 @@ def optimizer_rows(device: torch.device) -> Iterator[dict[str, Any]]:
     yield from both_rows("SGD + EMA, WRN-28-2", sides, device, repeats=100, units=count)
 
 
+def count_launches(
+    sides: dict[str, Callable[[int], Any]], device: torch.device
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """What each side launches, and why it could not be counted for some."""
+    counted, missed = {}, {}
+    for side, call in sides.items():
+        try:
+            counted[side] = launches_of(call, device)
+        except Exception as error:  # the others are counted all the same
+            missed[side] = reason(error)
+    return counted, missed
+
+
 def main() -> None:
     arguments, rows, failed = begin(parser(__doc__)), [], []
 
@@ -257,7 +270,8 @@ def main() -> None:
             failed.append(f"{part.__name__}: {reason(error)}")
             print(failed[-1], flush=True)
     for row, sides in to_profile:
-        row["launches"] = {side: launches_of(call, arguments.device) for side, call in sides.items()}
+        row["launches"], missed = count_launches(sides, arguments.device)
+        failed += [f"launches of {row['name']}, {side}: {why}" for side, why in missed.items()]
         print(f"{row['name']:<44} launches {row['launches']}", flush=True)
         keep()
     if failed:

@@ -24,6 +24,7 @@ from bench.workload import default_networks
 from interlude_fast.report.timing import peak_memory, synchronize
 
 STEPS, WARM_UP = 20, 5
+LIMIT = {"cuda": 180, "cpu": 3600}  # seconds that a process may take, torch.compile included
 
 
 class Memory:
@@ -115,12 +116,16 @@ def profile_row(name: str, network: str, device: torch.device, batch: int, steps
 def in_a_process(*asked: Any) -> dict[str, Any]:
     """profile_row in a process of its own: what one way leaves, or ends with, is not the next one's."""
     command = [sys.executable, "-m", "bench.profiling", "--cell", json.dumps([str(value) for value in asked])]
-    done = subprocess.run(command, capture_output=True, text=True)
+    name, network, device = asked[:3]
+    limit = LIMIT.get(str(device).partition(":")[0])
+    missing = {"name": f"{name}, {network}", "way": name, "network": network}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return missing | {"not measured": f"no end within {limit} s"}
     if done.returncode:
-        name, network = asked[:2]
         why = (done.stderr.splitlines() or [""])[-1]
-        failed = f"exit code {done.returncode}: {why}"[:300]
-        return {"name": f"{name}, {network}", "way": name, "network": network, "not measured": failed}
+        return missing | {"not measured": f"exit code {done.returncode}: {why}"[:300]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

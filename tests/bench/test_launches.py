@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
+from bench import memory, ops
 from bench.launches import Event, launches_of, operators, summary
 
 EVENTS = [  # two steps
@@ -43,3 +47,24 @@ def test_operators_of_a_cpu_are_counted_by_step() -> None:
 
 def test_a_cpu_launches_nothing() -> None:
     assert set(launches_of(lambda i: torch.ones(2), torch.device("cpu")).values()) == {0}
+
+
+def test_a_side_whose_launches_cannot_be_counted_ends_nothing() -> None:
+    def broken(i: int) -> Any:
+        raise RuntimeError("no profile\nof it")
+
+    counted, missed = ops.count_launches({"a": broken, "b": lambda i: torch.ones(2)}, torch.device("cpu"))
+    assert list(counted) == ["b"]
+    assert missed == {"a": "RuntimeError: no profile"}
+
+
+def test_a_process_that_does_not_end_is_a_row_that_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torchvision")
+    from bench import profiling
+
+    for module in (memory, profiling):
+        monkeypatch.setitem(module.LIMIT, "cpu", 0.05)
+    (cell, *_) = memory.cells("cpu", "WRN-10-1", [1], steps=3)
+    assert memory.in_a_process(cell) == {"not measured": "no end within 0.05 s"}
+    row = profiling.in_a_process("eager", "WRN-10-1", torch.device("cpu"), 1, 1)
+    assert (row["way"], row["not measured"]) == ("eager", "no end within 0.05 s")

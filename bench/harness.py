@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlude_fast.report.passport import passport
+from interlude_fast.experiment.environment import passport
 from interlude_fast.train.captured import recording
 from interlude_fast.train.checkpoint import write_atomically
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from bench.harness import begin, parser
 from interlude_fast import ops
+from interlude_fast.benchmark.timing import synchronize
 from interlude_fast.data.augment import Policy, ViewMaker, normalization_table
-from interlude_fast.report.timing import synchronize
 
 BY_CLASS = ("thresholds", "class_weights", "pseudo_label_bias")
 CPU = torch.device("cpu")

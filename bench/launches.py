@@ -17,7 +17,7 @@ os.environ.setdefault("DISABLE_CUPTI_LAZY_REINIT", "1")
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from interlude_fast.report.timing import synchronize, union
+from interlude_fast.benchmark.timing import synchronize, union
 
 LARGEST = 10
 # Calls of CUDA's runtime and driver, by parts of their names; a graph is one launch of many kernels.

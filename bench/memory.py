@@ -17,8 +17,8 @@ import torch
 
 from bench.harness import begin, parser, quick, write
 from bench.workload import noise_run
-from interlude_fast.report.bench import take_step
-from interlude_fast.report.timing import peak_memory, synchronize
+from interlude_fast.benchmark.speed import take_step
+from interlude_fast.benchmark.timing import peak_memory, synchronize
 
 FIRST = 20  # steps, after which memory should stay as it is
 LIMIT = {"cuda": 120, "cpu": 3600}  # seconds that a process may take

@@ -21,7 +21,7 @@ from bench.harness import begin, parser, quick, reason, write
 from bench.launches import events_of, operators, summary
 from bench.step import RECIPES, WAYS, Parts, our_ways, recipes
 from bench.workload import default_networks
-from interlude_fast.report.timing import peak_memory, synchronize
+from interlude_fast.benchmark.timing import peak_memory, synchronize
 
 STEPS, WARM_UP = 20, 5
 LIMIT = {"cuda": 180, "cpu": 3600}  # seconds that a process may take, torch.compile included

@@ -12,7 +12,7 @@ import torch
 
 from bench.harness import begin, measure, parser, quick, show, write
 from bench.workload import noise_run as any_run
-from interlude_fast.report.bench import take_step
+from interlude_fast.benchmark.speed import take_step
 from interlude_fast.train.loop import Run
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from bench.harness import begin, measure, parser, quick, show, write
 from bench.recipes import reference, strong
 from bench.workload import default_networks, noise_run
+from interlude_fast.benchmark.baseline import settings
+from interlude_fast.benchmark.speed import take_step
 from interlude_fast.data.decode import cores
-from interlude_fast.report.bench import take_step
-from interlude_fast.report.recipe import settings
 from interlude_fast.train.device import autocast
 from interlude_fast.train.loop import Run
 from interlude_fast.train.step import set_numbers, update

@@ -12,7 +12,8 @@ import interlude_fast
 ROOT = Path(interlude_fast.__file__).parent
 # Lower imports nothing higher; names of one rank may import each other only where they are one package.
 RANK = {"errors": 0, "config": 1, "reference": 1, "ops": 2, "data": 3, "models": 3, "methods": 4}
-RANK |= {"evaluate": 5, "train": 6, "report": 7, "cli": 8}
+RANK |= {"metrics": 5, "train": 6, "experiment": 7, "evaluation": 8, "sweep": 8, "benchmark": 8}
+RANK |= {"report": 9, "cli": 10}
 MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))
 
 

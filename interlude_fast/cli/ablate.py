@@ -40,8 +40,8 @@ def command(
 ) -> None:
     """Train a grid of configurations with every seed and write one table. What --out holds already is not done
     again; what was interrupted goes on."""
-    from interlude_fast.report import ablate
-    from interlude_fast.report.grid import Axis, parse_axis
+    from interlude_fast.sweep.ablate import ablate
+    from interlude_fast.sweep.grid import Axis, parse_axis
 
     axes = [Axis("method.name", tuple(names(methods)))] if methods is not None else []
     axes += map(parse_axis, grids)

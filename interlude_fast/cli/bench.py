@@ -35,8 +35,8 @@ def command(
     **flags: Any,
 ) -> None:
     """Measure how fast a run would be here, and keep nothing of it: same options as train."""
+    from interlude_fast.benchmark.speed import bench
     from interlude_fast.config import load
-    from interlude_fast.report import bench
 
     config = load(config_file, overrides(assignments, **flags))
     found = bench(config, seconds=seconds, reference=not no_reference, console=Console(stderr=True))

@@ -28,7 +28,7 @@ def command(
     **flags: Any,
 ) -> None:
     """Train several methods on the same labels and print one table."""
-    from interlude_fast.report import compare
+    from interlude_fast.sweep.compare import compare
 
     asked, console = overrides(assignments, **flags), Console(stderr=True)
     comparison = compare(names(methods), seeds, asked, file=config_file, processes=processes, console=console)

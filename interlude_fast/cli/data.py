@@ -38,7 +38,7 @@ def inspect_command(
     from interlude_fast.data.images import shown
     from interlude_fast.data.inspection import inspect
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.report.data import inspection_tables
+    from interlude_fast.report.inspection import inspection_tables
     from interlude_fast.train.checkpoint import write_atomically
     from interlude_fast.train.loop import load_data
 

@@ -11,7 +11,7 @@ from .main import one_line_errors
 @one_line_errors
 def command() -> None:
     """Say what is installed, what was built, and what would run and why."""
-    from interlude_fast.report.passport import passport, what_runs
+    from interlude_fast.experiment.environment import passport, what_runs
 
     found = passport()
     packages = found.pop("packages")

@@ -60,8 +60,8 @@ def command(
     """Evaluate the saved networks of RUN, a run directory, on its test and validation images, and on others."""
     from interlude_fast.data.images import shown
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.report import evaluate_in_full
-    from interlude_fast.report.scores import evaluation_tables
+    from interlude_fast.evaluation.evaluate import evaluate_in_full
+    from interlude_fast.report.tables import evaluation_tables
 
     progress = RichProgress(Console(stderr=True))
     found = evaluate_in_full(

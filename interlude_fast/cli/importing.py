@@ -24,7 +24,7 @@ def command(file: Path, out: Path, config_file: Path | None, assignments: tuple[
     E.g.: interlude-fast import model_best.pth --dataset cifar10 --labels 250 --out runs/theirs
     """
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.report.importing import import_checkpoint
+    from interlude_fast.experiment.import_checkpoint import import_checkpoint
 
     asked = overrides(assignments, **flags)
     progress = RichProgress(Console(stderr=True))

@@ -23,7 +23,7 @@ def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str |
     row each with path, class, probability and every class's probability."""
     from interlude_fast.data.images import shown
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.report.predict import predict
+    from interlude_fast.evaluation.predict import predict
     from interlude_fast.train.checkpoint import write_atomically
 
     console = Console(stderr=True)

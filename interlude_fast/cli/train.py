@@ -59,9 +59,8 @@ def command(
 ) -> None:
     """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
     from interlude_fast.config import load
-    from interlude_fast.report import train_run
-    from interlude_fast.report.run import resume_config
-    from interlude_fast.report.scores import result_lines
+    from interlude_fast.experiment.run import resume_config, train_run
+    from interlude_fast.report.tables import result_lines
 
     console = Console(stderr=True)
     asked = overrides(assignments, **flags)
@@ -86,7 +85,7 @@ def several_seeds(
     resume: bool,
 ) -> None:
     """Trains what is missing and prints the table; exit code 2 where a run failed, 130 after an interrupt."""
-    from interlude_fast.report.seeds import default_folder, seed_configs, train_seeds
+    from interlude_fast.sweep.seeds import default_folder, seed_configs, train_seeds
 
     if resume and folder is None:
         raise ConfigError("--resume wants the folder of the runs to go on with: --run-dir DIR --resume")

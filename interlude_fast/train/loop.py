@@ -25,9 +25,9 @@ from interlude_fast.data.progress import Progress
 from interlude_fast.data.sources import Source, load_source
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.errors import Interrupted, NonFiniteLossError
-from interlude_fast.evaluate import Scores, evaluate, predict_logits, pseudo_label_scores
 from interlude_fast.methods import Problem, build_method, method_class
 from interlude_fast.methods import resolve_options as resolve_method_options
+from interlude_fast.metrics import Scores, evaluate, predict_logits, pseudo_label_scores
 from interlude_fast.models import Shape
 from interlude_fast.models import resolve_options as resolve_model_options
 from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
@@ -142,7 +142,7 @@ class Run:
         return scores
 
     def pseudo_labels(self) -> dict[str, float]:
-        """How good the raw network's pseudo labels are (evaluate/pseudo_labels.py), on a sample of the images seen
+        """How good the raw network's pseudo labels are (metrics/pseudo_labels.py), on a sample of the images seen
         without labels whose classes the data set knows all the same; nothing where there are none."""
         store = self.pipeline.sampler.store
         hidden = store.unlabeled[

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from interlude_fast.config import SelectionMetric, SelectionNetwork
 from interlude_fast.errors import CheckpointError
-from interlude_fast.evaluate import Scores
+from interlude_fast.metrics import Scores
 
 PREFIX = "selected/"  # of the kept weights in a checkpoint
 BY_VALIDATION, BY_TEST = "best_on_validation", "best_on_test"

@@ -20,8 +20,8 @@ import interlude_fast.reference as plain
 from bench.recipes import reference, strong
 from bench.step import agree
 from bench.workload import noise_run
+from interlude_fast.benchmark.baseline import settings
 from interlude_fast.data.batch import RowOrder
-from interlude_fast.report.recipe import settings
 from interlude_fast.train.loop import load_data, resolve
 from tests.helpers import small_config
 from tests.methods.golden import FOLDER, pick

@@ -75,7 +75,7 @@ def test_an_interruption_says_whether_the_run_can_go_on(
     def interrupted(*arguments: object, **options: object) -> None:
         raise interruption
 
-    monkeypatch.setattr("interlude_fast.report.train_run", interrupted)
+    monkeypatch.setattr("interlude_fast.experiment.run.train_run", interrupted)
     done = call(*train())
     assert (done.exit_code, done.stderr) == (130, f"interlude-fast: {line}\n")
 
@@ -100,7 +100,7 @@ def test_what_the_file_system_refuses_is_one_line_and_a_mistake_of_ours_is_not(
     def refused(*arguments: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("interlude_fast.report.train_run", refused)
+    monkeypatch.setattr("interlude_fast.experiment.run.train_run", refused)
     done = call(*train())
     if line is None:
         assert done.exception is error

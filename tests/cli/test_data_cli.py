@@ -15,8 +15,8 @@ from PIL import Image
 
 from interlude_fast.cli import main
 from interlude_fast.data.progress import Silent
-from interlude_fast.report import predict as prediction
-from interlude_fast.report import train_run
+from interlude_fast.evaluation import predict as prediction
+from interlude_fast.experiment.run import train_run
 from tests.helpers import SMALL, flags, image_names, small_config, write_images
 
 

@@ -13,7 +13,7 @@ from interlude_fast.config import DataConfig
 from interlude_fast.data.sources import TEST, load_source
 from interlude_fast.data.sources.cifar10 import FILES, FOLDER
 from interlude_fast.errors import DataError
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from tests.helpers import small_config
 
 torchvision = pytest.importorskip("torchvision")

@@ -23,9 +23,9 @@ from interlude_fast.data.pipelines.dali import _decodes
 from interlude_fast.data.sources import Files, Source, from_arrays
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.experiment.run import train_run
 from interlude_fast.ops import randaugment_tables
 from interlude_fast.reference.augment import GEOMETRIC, OPS, Drawn, apply_ops
-from interlude_fast.report import train_run
 from tests.data.test_augment import sample_images
 from tests.data.test_batches import BOTH, NO_CHANGE, tiny_source
 from tests.helpers import small_config

@@ -15,7 +15,7 @@ import pytest
 from interlude_fast.config import DataConfig
 from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, VALIDATION, Source, load_source
 from interlude_fast.errors import ConfigError, DataError
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from tests.helpers import small_config
 
 rng = np.random.default_rng(0)

@@ -214,8 +214,8 @@ def test_an_interpreter_that_forgets_close_ends() -> None:
 
 def test_runs_on_any_pipeline_give_the_same_weights(tmp_path: Path) -> None:
     pytest.importorskip("torchvision")
-    from interlude_fast.report import train_run  # here: the other tests need not wait for TensorBoard
-    from interlude_fast.report.run_directory import RunDirectory
+    from interlude_fast.experiment.run import train_run  # here: the other tests need not wait for TensorBoard
+    from interlude_fast.experiment.run_directory import RunDirectory
 
     weights = {}
     for name in ("resident", "host", "torchvision"):

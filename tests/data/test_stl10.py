@@ -13,7 +13,7 @@ from interlude_fast.config import DataConfig, load
 from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, load_source
 from interlude_fast.data.sources.stl10 import BINARY, FOLDER
 from interlude_fast.errors import DataError
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.train.loop import prepare
 from tests.helpers import small_config
 

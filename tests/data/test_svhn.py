@@ -12,7 +12,7 @@ import scipy.io
 from interlude_fast.config import DataConfig, load
 from interlude_fast.data.sources import TEST, TRAIN, load_source
 from interlude_fast.errors import ConfigError, DataError
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.train.loop import prepare
 from tests.helpers import small_config
 

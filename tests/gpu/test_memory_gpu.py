@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from interlude_fast.errors import MemoryExhausted
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.memory import GIB, Need
 from interlude_fast.train.step import train_step

@@ -16,8 +16,8 @@ from interlude_fast import methods
 from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.errors import ConfigError
+from interlude_fast.experiment.run import train_run
 from interlude_fast.methods import METHODS, Losses, Method, Problem, build_method, register_method
-from interlude_fast.report import train_run
 from tests.helpers import small_config
 
 BOTH = ("weak", "strong")

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interlude_fast.experiment.run import evaluate_run, train_run
 from interlude_fast.methods.semisupcon import SemiSupCon, contrastive_loss
 from interlude_fast.models.prototypes import PrototypeNetwork
-from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.step import compute_gradients
 from tests.helpers import small_config

@@ -11,12 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
+from interlude_fast.evaluation.predict import predict
+from interlude_fast.experiment.run import evaluate_run, train_run
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
 from interlude_fast.models.prototypes import PrototypeNetwork
 from interlude_fast.models.weights import load_tensors
-from interlude_fast.report import train_run
-from interlude_fast.report.predict import predict
-from interlude_fast.report.run import evaluate_run
 from interlude_fast.train.loop import prepare
 from tests.helpers import SMALL, small_config, write_images
 

@@ -11,9 +11,9 @@ from torch import nn
 
 from interlude_fast.config import OptimConfig, merge_config
 from interlude_fast.errors import ConfigError
+from interlude_fast.experiment.run import evaluate_run, train_run
 from interlude_fast.methods import Problem, build_method
 from interlude_fast.models import Shape
-from interlude_fast.report import evaluate_run, train_run
 from interlude_fast.train.build import build_network
 from interlude_fast.train.loop import prepare
 from interlude_fast.train.optim import learning_rate_factor, parameter_groups

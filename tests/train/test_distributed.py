@@ -17,10 +17,10 @@ from torch import Tensor
 
 from interlude_fast.config import TrainConfig
 from interlude_fast.errors import ConfigError, Interrupted, NonFiniteLossError
+from interlude_fast.experiment.run import train_run
+from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.models.fusion import EmbeddingFusion
 from interlude_fast.models.sharding import Shards
-from interlude_fast.report import train_run
-from interlude_fast.report.run_directory import RunDirectory
 from interlude_fast.train.checkpoint import load_tensors, read_checkpoint
 from interlude_fast.train.distributed import World, loss_of_a_process
 from interlude_fast.train.loop import prepare

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from interlude_fast.errors import MemoryExhausted
+from interlude_fast.experiment.run import train_run
 from interlude_fast.methods import METHODS
-from interlude_fast.report import train_run
 from interlude_fast.train import exhaustion, loop
 from interlude_fast.train.exhaustion import explained, is_exhaustion, refuse_too_large, would_fit
 from interlude_fast.train.loop import load_data
@@ -39,7 +39,7 @@ if {gib}:
     used = _fields(PROC / "self" / "status", 1024)["VmSize"]
     resource.setrlimit(resource.RLIMIT_AS, (used + int({gib} * 2**30),) * 2)
 """
-    code = "from tests.helpers import small_config\nfrom interlude_fast.report import train_run\n"
+    code = "from tests.helpers import small_config\nfrom interlude_fast.experiment.run import train_run\n"
     return subprocess.run(
         [sys.executable, "-c", code + limit + "\n".join(lines)],
         capture_output=True,
@@ -152,7 +152,7 @@ def test_too_little_is_one_line_and_what_would_fit_fits(tmp_path: Path) -> None:
     def trained(batch: int) -> subprocess.CompletedProcess[str]:
         config = f"small_config(train={{'batch': {batch}, 'steps': 1}}, model={{'width': 4}})"
         return limited(
-            "from interlude_fast.report import run",
+            "from interlude_fast.experiment import run",
             "run.refuse_too_large = lambda *data: None",  # the allocator refuses here, not the look before
             f"from pathlib import Path; folder = Path({str(tmp_path)!r}) / '{batch}'",
             f"try: train_run({config}, folder)",

@@ -9,8 +9,8 @@ import pytest
 
 from interlude_fast.config import TrainConfig, load
 from interlude_fast.errors import ConfigError
-from interlude_fast.report import train_run
-from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.experiment.run import train_run
+from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.train.pace import Budget
 from tests.helpers import before_steps, small_config
 

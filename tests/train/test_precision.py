@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from interlude_fast.errors import ConfigError
-from interlude_fast.report import train_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.train import device as devices
 from interlude_fast.train.device import float32_products, image_dtype, resolve_precision
 from interlude_fast.train.loop import prepare

@@ -16,9 +16,10 @@ import torch
 from rich.console import Console
 
 from interlude_fast.errors import CheckpointError, ConfigError, NonFiniteLossError
+from interlude_fast.experiment.run import evaluate_run, train_run
+from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.methods import METHODS
-from interlude_fast.report import compare, evaluate_run, train_run
-from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.sweep.compare import compare
 from interlude_fast.train import loop
 from interlude_fast.train.checkpoint import load_tensors, read_checkpoint, write_atomically
 from interlude_fast.train.loop import prepare

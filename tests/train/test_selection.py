@@ -12,9 +12,9 @@ from torch import nn
 
 from interlude_fast.config import Config
 from interlude_fast.errors import CheckpointError
-from interlude_fast.evaluate import Scores
-from interlude_fast.report import train_run
-from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.experiment.run import train_run
+from interlude_fast.experiment.run_directory import RunDirectory
+from interlude_fast.metrics import Scores
 from interlude_fast.train import loop
 from interlude_fast.train.checkpoint import load_tensors
 from interlude_fast.train.loop import prepare

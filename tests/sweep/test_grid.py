@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interlude_fast.errors import ConfigError
-from interlude_fast.report.grid import Axis, cell_name, make_cells, parse_axis, short_names, show
+from interlude_fast.sweep.grid import Axis, cell_name, make_cells, parse_axis, short_names, show
 from tests.helpers import SMALL
 
 

@@ -10,10 +10,10 @@ import filelock
 from rich.console import Console
 
 from interlude_fast.errors import CheckpointError, ConfigError, InterludeError, RunError
+from interlude_fast.experiment.run import RunResult, read_result
 
-from .figures import score_name
 from .jobs import Failure, Job, describe, evaluated_on, standing, tell
-from .run import RunResult, read_result
+from .statistics import score_name
 from .worker import run_jobs
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 
 from interlude_fast.errors import CheckpointError, ConfigError, DataError, InterludeError, RunError
-from interlude_fast.evaluate import Scores
-from interlude_fast.report import RunResult, ablate, compare, jobs
-from interlude_fast.report.ablate import Ablation
-from interlude_fast.report.grid import Cell, make_cells, parse_axis
-from interlude_fast.report.run import read_result, train_run
+from interlude_fast.experiment.run import RunResult, read_result, train_run
+from interlude_fast.metrics import Scores
+from interlude_fast.sweep import jobs
+from interlude_fast.sweep.ablate import Ablation, ablate
+from interlude_fast.sweep.compare import compare
+from interlude_fast.sweep.grid import Cell, make_cells, parse_axis
 from interlude_fast.train.checkpoint import load_tensors
 from interlude_fast.train.state import TrainState
 from tests.helpers import SMALL, before_steps, flags, image_names, write_images

@@ -15,9 +15,10 @@ from click.testing import CliRunner
 from interlude_fast.cli.main import main
 from interlude_fast.data.decode import cores
 from interlude_fast.errors import CheckpointError, ConfigError, RunError
-from interlude_fast.report import Seeds, jobs, seed_configs, train_seeds
-from interlude_fast.report.run import train_run
-from interlude_fast.report.worker import with_share
+from interlude_fast.experiment.run import train_run
+from interlude_fast.sweep import jobs
+from interlude_fast.sweep.seeds import Seeds, seed_configs, train_seeds
+from interlude_fast.sweep.worker import with_share
 from interlude_fast.train.state import TrainState
 from tests.helpers import SMALL, before_steps, flags, small_config
 from tests.train.test_runs import assert_same_run

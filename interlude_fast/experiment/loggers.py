@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interlude_fast.errors import CheckpointError
-from interlude_fast.evaluate import Scores, heading
+from interlude_fast.metrics import Scores, heading
 from interlude_fast.train.loop import Recorder
 
 from .run_directory import RunDirectory

@@ -17,16 +17,16 @@ from interlude_fast.data.labeled import labeled_images
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
 from interlude_fast.errors import ConfigError, DataError
-from interlude_fast.evaluate import Detail, detail, fgsm_errors
+from interlude_fast.experiment.full_report import PARTS, details
+from interlude_fast.experiment.run import open_run
+from interlude_fast.experiment.run_directory import RunDirectory, load_weights, to_json
+from interlude_fast.metrics import Detail, detail, fgsm_errors
 from interlude_fast.train.checkpoint import load_tensors, write_atomically
 from interlude_fast.train.device import float32_products
 from interlude_fast.train.loop import Run
 from interlude_fast.train.selection import BY_VALIDATION
 
-from .full_report import PARTS, details
 from .predict import predict_images
-from .run import open_run
-from .run_directory import RunDirectory, load_weights, to_json
 
 FGSM_UNITS = "step in pixel units of 0 to 255, before normalization"
 

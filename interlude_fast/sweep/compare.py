@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from interlude_fast.errors import ConfigError
+from interlude_fast.experiment.environment import command_line, passport
+from interlude_fast.experiment.run import RunResult
 from interlude_fast.train.checkpoint import write_atomically
 
-from .figures import NETWORKS, show_errors, summary
 from .grid import Axis, make_cells
 from .jobs import Failure, Job, describe, evaluated_on, tell
-from .passport import command_line, passport
-from .run import RunResult
+from .statistics import NETWORKS, show_errors, summary
 from .worker import run_jobs
 
 

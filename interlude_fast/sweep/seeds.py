@@ -13,19 +13,19 @@ from rich.table import Table
 from interlude_fast.config import Config, merge_config
 from interlude_fast.data.decode import cores
 from interlude_fast.errors import CheckpointError, ConfigError
+from interlude_fast.experiment.environment import command_line, passport
+from interlude_fast.experiment.run import DEFAULT_FOLDER, LAST, RunResult
+from interlude_fast.experiment.run_directory import RunDirectory, to_json
 from interlude_fast.train.checkpoint import write_atomically
 from interlude_fast.train.device import resolve_device
 from interlude_fast.train.loop import load_data, resolve
 from interlude_fast.train.memory import runs_at_once
 from interlude_fast.train.selection import BY_VALIDATION
 
-from .figures import NETWORKS, show_errors, summary
 from .grid import make_cells
 from .jobs import Failure, Job, tell
-from .passport import command_line, passport
-from .run import DEFAULT_FOLDER, LAST, RunResult
-from .run_directory import RunDirectory, to_json
 from .several import alone_in, common_part, finish, finished, raise_failures
+from .statistics import NETWORKS, show_errors, summary
 
 FILES = ("seeds.json",)
 

@@ -17,16 +17,16 @@ from rich.table import Table
 
 from interlude_fast.config import Config
 from interlude_fast.data.progress import RichProgress
+from interlude_fast.experiment.environment import command_line, passport
 from interlude_fast.methods import Losses
+from interlude_fast.sweep.jobs import tell
 from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
 from interlude_fast.train.device import float32_products
 from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare
 from interlude_fast.train.meter import Meter
 
-from .jobs import tell
-from .passport import command_line, passport
-from .recipe import time_reference
+from .baseline import time_reference
 from .timing import Timing, busy_seconds, seconds_of, time_steps
 
 PROFILED = 20  # steps

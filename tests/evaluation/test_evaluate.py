@@ -20,11 +20,13 @@ from interlude_fast.cli import main
 from interlude_fast.config import load
 from interlude_fast.data.labeled import labeled_images
 from interlude_fast.errors import CheckpointError, DataError
-from interlude_fast.evaluate import classification
-from interlude_fast.report import Evaluated, evaluate_in_full, evaluate_run, full_report, train_run
-from interlude_fast.report.predict import predict
-from interlude_fast.report.run_directory import RunDirectory
-from interlude_fast.report.scores import result_lines
+from interlude_fast.evaluation.evaluate import Evaluated, evaluate_in_full
+from interlude_fast.evaluation.predict import predict
+from interlude_fast.experiment import full_report
+from interlude_fast.experiment.run import evaluate_run, train_run
+from interlude_fast.experiment.run_directory import RunDirectory
+from interlude_fast.metrics import classification
+from interlude_fast.report.tables import result_lines
 from interlude_fast.train.checkpoint import load_tensors
 from tests.helpers import SMALL, image_names, small_config, write_images
 

@@ -17,11 +17,10 @@ from interlude_fast.data.progress import RichProgress
 from interlude_fast.data.sources import load_source
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import CheckpointError, InterludeError
+from interlude_fast.experiment.run import RunResult, first_change, train_run
+from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.train.device import resolve_device
 from interlude_fast.train.loop import PATHS, what_counts
-
-from .run import RunResult, first_change, train_run
-from .run_directory import RunDirectory
 
 Standing = Literal["new", "stopped", "finished"]
 # Settings that do not change a data set or its split.

@@ -9,8 +9,9 @@ import time
 import pytest
 import torch
 
-from interlude_fast.report import recipe, timing
-from interlude_fast.report.bench import Bench, evaluation_seconds, show_seconds, take_step
+from interlude_fast.benchmark import baseline as recipe
+from interlude_fast.benchmark import timing
+from interlude_fast.benchmark.speed import Bench, evaluation_seconds, show_seconds, take_step
 from interlude_fast.train.loop import prepare, resolve
 from tests.helpers import small_config
 

@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from interlude_fast.errors import ConfigError
+from interlude_fast.experiment.environment import command_line, passport
+from interlude_fast.experiment.run import RunResult
 from interlude_fast.train.checkpoint import write_atomically
 
-from .figures import NETWORKS, score_name, show_errors, summary
 from .grid import Axis, Cell, make_cells, short_names, show
 from .jobs import Failure, Job
-from .passport import command_line, passport
-from .run import RunResult
 from .several import alone_in, common_part, finish, finished, raise_failures
+from .statistics import NETWORKS, score_name, show_errors, summary
 
 FILES = ("ablation.json", "table.csv", "table.md")
 

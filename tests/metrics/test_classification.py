@@ -12,8 +12,8 @@ from sklearn import metrics
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_auroc
 
-from interlude_fast.evaluate import detail, score
-from interlude_fast.evaluate.detail import LEVEL, bootstrap
+from interlude_fast.metrics import detail, score
+from interlude_fast.metrics.detail import LEVEL, bootstrap
 
 
 def example(n: int = 300, classes: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:

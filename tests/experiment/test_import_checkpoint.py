@@ -12,13 +12,12 @@ from torch import nn
 
 from interlude_fast.cli import main
 from interlude_fast.errors import CheckpointError
+from interlude_fast.experiment.import_checkpoint import import_checkpoint
+from interlude_fast.experiment.run import evaluate_run, resume_config, train_run
 from interlude_fast.models import EmbeddingFusion, Shape, build_model
 from interlude_fast.models.foreign import foreign_networks
 from interlude_fast.models.released import identify
 from interlude_fast.models.weights import load_tensors
-from interlude_fast.report import evaluate_run, train_run
-from interlude_fast.report.importing import import_checkpoint
-from interlude_fast.report.run import resume_config
 from tests.helpers import small_config
 
 DATA = [{"data": {"dataset": "digits", "labels": 20}, "train": {"device": "cpu"}}]

@@ -20,13 +20,12 @@ from interlude_fast.data.images import UnreadableImage, from_array, prepare, rea
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.errors import DataError
-from interlude_fast.evaluate import predict_logits
+from interlude_fast.experiment.run_directory import RunDirectory, load_weights
 from interlude_fast.methods import Problem, build_method
+from interlude_fast.metrics import predict_logits
 from interlude_fast.models import Network, Shape
 from interlude_fast.train.build import build_network
 from interlude_fast.train.device import resolve_device
-
-from .run_directory import RunDirectory, load_weights
 
 CHUNK = 256  # images in memory at a time, before and after they are resized
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from interlude_fast.evaluate import pseudo_label_scores
-from interlude_fast.report import train_run
-from interlude_fast.report.run_directory import RunDirectory
+from interlude_fast.experiment.run import train_run
+from interlude_fast.experiment.run_directory import RunDirectory
+from interlude_fast.metrics import pseudo_label_scores
 from interlude_fast.train import loop
 from interlude_fast.train.loop import prepare
 from tests.helpers import image_names, small_config, write_images

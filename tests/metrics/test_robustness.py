@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from interlude_fast.data.preprocessing import Preprocessing
-from interlude_fast.evaluate import fgsm_errors
-from interlude_fast.evaluate.robustness import _gradient_signs
+from interlude_fast.metrics import fgsm_errors
+from interlude_fast.metrics.robustness import _gradient_signs
 
 
 class Linear(nn.Module):

@@ -15,16 +15,16 @@ from interlude_fast.data.manifest import to_text
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
-from interlude_fast.evaluate import Scores
+from interlude_fast.metrics import Scores
 from interlude_fast.train.checkpoint import load_checkpoint, save_tensors
 from interlude_fast.train.distributed import World
 from interlude_fast.train.exhaustion import explained, refuse_too_large
 from interlude_fast.train.loop import Run, prepare, resolve, train, what_counts
 from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
 
+from .environment import passport
 from .full_report import details, with_selected
-from .passport import passport
-from .recorders import FileRecorder, ProgressRecorder, Several
+from .loggers import FileRecorder, ProgressRecorder, Several
 from .run_directory import RunDirectory, load_weights
 
 LAST = "last"

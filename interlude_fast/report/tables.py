@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from interlude_fast.data.images import shown
-from interlude_fast.evaluate import Detail
+from interlude_fast.evaluation.evaluate import FGSM_UNITS, Evaluated
+from interlude_fast.experiment.run import NOT_FAIR, RunResult
+from interlude_fast.metrics import Detail
 from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
-
-from .evaluation import FGSM_UNITS, Evaluated
-from .run import NOT_FAIR, RunResult
 
 SHARES = {  # a score and how it is called
     "error": "error",

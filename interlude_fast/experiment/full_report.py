@@ -7,7 +7,7 @@ import copy
 from torch import Tensor, nn
 
 from interlude_fast.data.preprocessing import Preprocessing
-from interlude_fast.evaluate import Detail, detail, predict_logits
+from interlude_fast.metrics import Detail, detail, predict_logits
 from interlude_fast.train.device import float32_products
 from interlude_fast.train.loop import Run
 from interlude_fast.train.selection import BY_VALIDATION

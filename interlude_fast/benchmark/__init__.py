@@ -1,0 +1,1 @@
+"""How fast a configuration would train on this machine."""

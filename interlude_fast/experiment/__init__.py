@@ -1,0 +1,1 @@
+"""A run and its artifacts: run directory, loggers, environment, result files."""

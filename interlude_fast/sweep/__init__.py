@@ -1,0 +1,1 @@
+"""Many runs: grids, seeds, comparisons, and their tables."""

@@ -18,9 +18,9 @@ from bench.workload import noise
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.pipelines import PIPELINES, Pipeline, build_pipeline
-from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import InterludeError
 
@@ -63,7 +63,7 @@ class Steps:
 
 
 def pipelines(
-    source: Source, split: Split, order: RowOrder, device: torch.device, skip: list[str]
+    dataset: Dataset, split: Split, order: RowOrder, device: torch.device, skip: list[str]
 ) -> tuple[dict[str, Steps], dict[str, str]]:
     """Sides, and why others are missing. Their images are what a run would have by default: bf16 on a GPU."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -83,7 +83,7 @@ def pipelines(
         else:
             try:
                 made = build_pipeline(
-                    name, source, split, order, POLICY, seed=0, device=device, dtype=dtype, workers=workers
+                    name, dataset, split, order, POLICY, seed=0, device=device, dtype=dtype, workers=workers
                 )
                 made.batch(0)
                 made.close()
@@ -114,14 +114,14 @@ class Captured:
 class V2Batches:
     """torchvision.transforms.v2 on uint8 batches on the device."""
 
-    def __init__(self, resident: Pipeline, source: Source) -> None:
+    def __init__(self, resident: Pipeline, dataset: Dataset) -> None:
         from torchvision.transforms import v2
 
-        side = source.size
+        side = dataset.size
         crop = v2.RandomCrop(side, padding=int(side * POLICY.crop), padding_mode="reflect")
         share = (POLICY.cutout**2,) * 2
         square = v2.RandomErasing(p=1, scale=share, ratio=(1, 1), value=127)
-        end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(source.mean), list(source.std))]
+        end = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(dataset.mean), list(dataset.std))]
         self.sampler, self.batches = resident.sampler, 1
         self.images = self.sampler.store.images.permute(0, 3, 1, 2).contiguous()
         self.rows = (self.sampler.views == 0).nonzero().flatten()  # each image once
@@ -151,8 +151,8 @@ def check_equal(sides: dict[str, Steps]) -> list[str]:
 
 def pipeline_row(side: int, device: torch.device, skip: list[str], repeats: int) -> dict[str, Any]:
     labeled = 8 if side == 224 and device.type == "cpu" else 64
-    source, order = noise(4096 if side < 224 else 1024, side), RowOrder(labeled, 7, BOTH, BOTH, "separate")
-    sides, missing = pipelines(source, draw_split(source, DataConfig(labels=100), 0), order, device, skip)
+    dataset, order = noise(4096 if side < 224 else 1024, side), RowOrder(labeled, 7, BOTH, BOTH, "separate")
+    sides, missing = pipelines(dataset, draw_split(dataset, DataConfig(labels=100), 0), order, device, skip)
     same = check_equal(sides)
     for steps in sides.values():
         steps.settle(device)
@@ -164,7 +164,7 @@ def pipeline_row(side: int, device: torch.device, skip: list[str], repeats: int)
         except RuntimeError as error:
             missing[CAPTURED] = reason(error)
     try:
-        every[V2] = V2Batches(resident, source)
+        every[V2] = V2Batches(resident, dataset)
         every[V2](0)
     except (ImportError, RuntimeError) as error:
         every.pop(V2, None)

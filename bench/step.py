@@ -191,7 +191,7 @@ def recipes(first: Run, wanted: Sequence[str] = RECIPES) -> tuple[dict[str, Part
     """The recipes in the sizes of a run, and why one is missing."""
     ways: dict[str, Parts] = {}
     missing: dict[str, str] = {}
-    asked = settings(first.config, first.source, first.split, str(first.device))
+    asked = settings(first.config, first.dataset, first.split, str(first.device))
     plain = {"compile_mode": None}  # where CUDA graphs of torch.compile do not work
     tries = [("strong", strong, {}), ("strong", strong, plain), ("reference", reference, {"workers": cores()})]
     for name, module, more in tries:

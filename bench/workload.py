@@ -9,7 +9,7 @@ import torch
 
 from interlude_fast.config import DataConfig
 from interlude_fast.config import load as load_config
-from interlude_fast.data.sources import SOURCES, Source, from_arrays
+from interlude_fast.data.datasets import SOURCES, Dataset, from_arrays
 from interlude_fast.train.loop import Run, prepare
 
 SOURCES["noise"] = "bench.workload"
@@ -22,13 +22,13 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def noise(count: int, side: int, classes: int = 10) -> Source:
+def noise(count: int, side: int, classes: int = 10) -> Dataset:
     images = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
     pair = (images, np.arange(count) % classes)
     return from_arrays("noise", pair, None, [*map(str, range(classes))], mean=(0.45,) * 3, std=(0.25,) * 3)
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """The data set "noise", whose root says what it holds: <images>x<side>x<classes>."""
     assert options.root is not None
     return noise(*map(int, options.root.name.split("x")))

@@ -81,7 +81,7 @@ class DataConfig(Strict):
     """Which images, and which of them are labeled."""
 
     # Settings that only some data sets read; a source names its own in USES.
-    OF_SOME_SOURCES: ClassVar[tuple[str, ...]] = (
+    OF_SOME_DATASETS: ClassVar[tuple[str, ...]] = (
         *("root", "labeled", "unlabeled", "test", "extra", "size", "channels", "fit", "max_unreadable", "cache"),
     )
 

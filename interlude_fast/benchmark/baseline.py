@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from interlude_fast.config import Config, Named
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
-from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split
 from interlude_fast.train.loop import load_data
 
@@ -34,19 +34,19 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "bench" / "recipes"
 
 
-def settings(config: Config, source: Source, split: Split, device: str) -> dict[str, Any]:
+def settings(config: Config, dataset: Dataset, split: Split, device: str) -> dict[str, Any]:
     """What a recipe's `build` takes, of a resolved configuration: the images, and the sizes that cost depends on.
     Losses and optimizer are InterLUDE's as released, whatever the configuration trains."""
     options, t = config.model.options(), config.train
     return {
-        "images": source.images,
-        "labels": source.labels,
+        "images": dataset.images,
+        "labels": dataset.labels,
         "labeled": split.labeled,
         "unlabeled": split.unlabeled,
-        "classes": len(source.classes),
-        "mean": source.mean,
-        "std": source.std,
-        "flip": source.flip if config.augment.flip is None else config.augment.flip,
+        "classes": len(dataset.classes),
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "flip": dataset.flip if config.augment.flip is None else config.augment.flip,
         "device": device,
         "network": {**{name: options[name] for name in NETWORK}, "momentum": options["bn_momentum"]},
         "batch": t.batch,
@@ -99,10 +99,10 @@ def serve() -> None:
 
 
 def _time(config: Config, device: str, seconds: float) -> Timing:
-    source, split = load_data(config)
+    dataset, split = load_data(config)
     sys.path.insert(0, str(recipes_folder()))  # by this name worker processes find it too, however they start
     recipe = importlib.import_module("reference").build(
-        **settings(config, source, split, device),
+        **settings(config, dataset, split, device),
         workers=cores() if config.data.workers is None else config.data.workers,
     )
 

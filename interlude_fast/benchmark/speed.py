@@ -19,7 +19,6 @@ from interlude_fast.config import Config
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.experiment.environment import command_line, passport
 from interlude_fast.methods import Losses
-from interlude_fast.sweep.jobs import tell
 from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
 from interlude_fast.train.device import float32_products
 from interlude_fast.train.exhaustion import explained, refuse_too_large
@@ -239,15 +238,15 @@ def bench(
 def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
     with explained(config):
         run = prepare(config, RichProgress(screen))
-        refuse_too_large(run.config, run.source, run.split)
-    run.stepper.tell = lambda line: tell(screen, line)
+        refuse_too_large(run.config, run.dataset, run.split)
+    run.stepper.tell = lambda line: screen.print(line, markup=False, highlight=False, soft_wrap=True)
     try:
         gpus = [run.device] if run.device.type == "cuda" else []
         with (
             screen.status("measuring steps"),
             torch.random.fork_rng(devices=gpus),
             float32_products(run.precision),
-            explained(run.config, (run.source, run.split)),
+            explained(run.config, (run.dataset, run.split)),
         ):
             timing, idle = measure_run(run, seconds)
             evaluation, checkpoint = evaluation_seconds(run, seconds), checkpoint_seconds(run)

@@ -42,8 +42,8 @@ def inspect_command(
     from interlude_fast.train.checkpoint import write_atomically
     from interlude_fast.train.loop import load_data
 
-    source, split = load_data(load(config_file, assignments, flags), RichProgress(Console(stderr=True)))
-    found = inspect(source, split, near=near)
+    dataset, split = load_data(load(config_file, assignments, flags), RichProgress(Console(stderr=True)))
+    found = inspect(dataset, split, near=near)
     console = Console()
     for part in inspection_tables(found):
         console.print(
@@ -65,9 +65,9 @@ def split_command(config_file: Path | None, assignments: tuple[str, ...], out: P
     from interlude_fast.train.loop import load_data
 
     config = load(config_file, assignments, flags)
-    source, split = load_data(config, RichProgress(Console(stderr=True)))
+    dataset, split = load_data(config, RichProgress(Console(stderr=True)))
     write_atomically(
-        out, to_text(manifest(source, split, config.data, config.seed, config.data.split.file)).encode()
+        out, to_text(manifest(dataset, split, config.data, config.seed, config.data.split.file)).encode()
     )
     counts = ", ".join(f"{len(part)} {name}" for name, part in vars(split).items())
     click.echo(f"{counts} images in {out}")
@@ -91,8 +91,8 @@ def preview_command(
     from interlude_fast.train.loop import load_data, view_policy
 
     config = load(config_file, assignments, flags)
-    source, split = load_data(config, RichProgress(Console(stderr=True)))
-    sheet = preview(source, choose_items(split, count), view_policy(config, source), seed=config.seed, step=step)
+    dataset, split = load_data(config, RichProgress(Console(stderr=True)))
+    sheet = preview(dataset, choose_items(split, count), view_policy(config, dataset), seed=config.seed, step=step)
     png = io.BytesIO()
     sheet.save(png, "PNG")
     write_atomically(out, png.getvalue())
@@ -109,8 +109,8 @@ def cache_command(
 ) -> None:
     """Prepare a data set's images now (decode, resize, keep), or manage what was prepared."""
     from interlude_fast.data import cache
+    from interlude_fast.data.datasets import load_dataset
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.data.sources import load_source
 
     config = load(config_file, assignments, flags)
     folder = cache.expanded(config.data.cache or cache.default_cache())
@@ -124,6 +124,6 @@ def cache_command(
             click.echo(f"{e.key}  {shape}, {e.bytes / 1e6:,.1f} MB, used {used}")
         click.echo(f"cache: {folder}")
     else:
-        source = load_source(config.data, RichProgress(Console(stderr=True)))
-        where = f"prepared in {folder}" if source.files else "arrays: nothing to prepare"
-        click.echo(f"{source.name}: {len(source.images)} images, {source.size} px, {where}")
+        dataset = load_dataset(config.data, RichProgress(Console(stderr=True)))
+        where = f"prepared in {folder}" if dataset.files else "arrays: nothing to prepare"
+        click.echo(f"{dataset.name}: {len(dataset.images)} images, {dataset.size} px, {where}")

@@ -13,9 +13,9 @@ from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError
 
 from .cache import FileFacts, Prepared, default_cache, prepared_images, survey
+from .datasets import TRAIN, Dataset, Files
 from .images import IMAGE_SUFFIXES, Recipe, refuse_unseen, shown
 from .progress import Progress, Silent
-from .sources import TRAIN, Files, Source
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 LARGEST_OWN_SIZE, DEFAULT_MOST = 224, 96
@@ -54,7 +54,7 @@ def image_paths(folder: Path) -> Iterator[str]:
     return iter(sorted(found))
 
 
-def source_from_files(
+def dataset_from_files(
     name: str,
     root: Path,
     records: Sequence[Record],
@@ -62,12 +62,12 @@ def source_from_files(
     options: DataConfig,
     progress: Progress | None = None,
     **rest: Any,
-) -> Source:
-    """A Source of image files, from the cache where they were prepared before.
+) -> Dataset:
+    """A Dataset of image files, from the cache where they were prepared before.
 
     Args:
         root: what the records' paths are relative to.
-        rest: fields of Source; mean and std, where they are not given, are those of the training images.
+        rest: fields of Dataset; mean and std, where they are not given, are those of the training images.
 
     Raises:
         DataError: no file at all, more unreadable ones than options.max_unreadable, or no place for the cache.
@@ -87,7 +87,7 @@ def source_from_files(
         rest["mean"], rest["std"] = _statistics(prepared, parts == TRAIN)
     groups = [record.group or record.path for record in kept]  # without a group, an image is its own
     known = [facts[i] for i in prepared.kept]
-    return Source(
+    return Dataset(
         name=name,
         images=prepared.images,
         labels=np.array([record.label for record in kept], dtype=np.int64),

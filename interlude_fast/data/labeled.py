@@ -11,9 +11,9 @@ import numpy as np
 from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError, few
 
+from .datasets import TEST, UNLABELED, csv_table, npz
 from .files import image_paths
 from .images import refuse_unseen, shown
-from .sources import TEST, UNLABELED, csv_table, npz
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _of_table(file: Path) -> LabeledImages:
 
 
 def _of_arrays(file: Path) -> LabeledImages:
-    source = npz.load(DataConfig(dataset="npz", root=file))
-    chosen = source.indices(TEST)
-    chosen = chosen if len(chosen) else np.flatnonzero(source.labels != UNLABELED)
-    return LabeledImages(source.images[chosen], [source.classes[k] for k in source.labels[chosen]])
+    dataset = npz.load(DataConfig(dataset="npz", root=file))
+    chosen = dataset.indices(TEST)
+    chosen = chosen if len(chosen) else np.flatnonzero(dataset.labels != UNLABELED)
+    return LabeledImages(dataset.images[chosen], [dataset.classes[k] for k in dataset.labels[chosen]])

@@ -11,7 +11,7 @@ import numpy as np
 from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError, few
 
-from .sources import Source
+from .datasets import Dataset
 from .split import Split
 
 FORMAT = "interlude-fast split 1"
@@ -19,7 +19,7 @@ NAMED = ("labeled", "validation", "test")  # parts whose images are listed with 
 
 
 def manifest(
-    source: Source, split: Split, options: DataConfig, seed: int, replayed: Path | None = None
+    dataset: Dataset, split: Split, options: DataConfig, seed: int, replayed: Path | None = None
 ) -> dict[str, Any]:
     """What a split is, in JSON types; a replayed one keeps its own seed and settings. Images are listed by index
     and hash; of the unlabeled ones, which may be millions, ranges of indices [first, last] suffice, because `data`
@@ -27,19 +27,19 @@ def manifest(
     if replayed:
         return read_manifest(replayed)
     named = {
-        name: {"index": part.tolist(), "hash": [h.decode() for h in source.hashes[part]]}
+        name: {"index": part.tolist(), "hash": [h.decode() for h in dataset.hashes[part]]}
         for name, part in ((name, getattr(split, name)) for name in NAMED)
     }
     return {
         "format": FORMAT,
-        "dataset": source.name,
-        "data": source.hash,
-        "images": len(source.images),
-        "classes": list(source.classes),
+        "dataset": dataset.name,
+        "data": dataset.hash,
+        "images": len(dataset.images),
+        "classes": list(dataset.classes),
         "seed": seed,
         "settings": {"labels": options.labels, **options.split.model_dump(mode="json", exclude={"file"})},
         **named,
-        "labels": source.labels[split.labeled].tolist(),
+        "labels": dataset.labels[split.labeled].tolist(),
         "unlabeled": _to_ranges(split.unlabeled),
     }
 
@@ -67,7 +67,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return values
 
 
-def replay(path: Path, source: Source) -> Split:
+def replay(path: Path, dataset: Dataset) -> Split:
     """The split of a manifest, for the data that it was made of.
 
     Raises:
@@ -75,12 +75,12 @@ def replay(path: Path, source: Source) -> Split:
     """
     values = read_manifest(path)
     try:
-        if values["data"] != source.hash:
-            raise DataError(f"split {path} was made of other data: {_first_difference(values, source)}")
+        if values["data"] != dataset.hash:
+            raise DataError(f"split {path} was made of other data: {_first_difference(values, dataset)}")
         parts = {name: values[name]["index"] for name in NAMED}
-        parts["unlabeled"] = _from_ranges(values["unlabeled"], len(source.images))
-        split = Split(**{name: _indices(part, name, len(source.images)) for name, part in parts.items()})
-        _check(split, source)
+        parts["unlabeled"] = _from_ranges(values["unlabeled"], len(dataset.images))
+        split = Split(**{name: _indices(part, name, len(dataset.images)) for name, part in parts.items()})
+        _check(split, dataset)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, DataError):
             raise
@@ -98,12 +98,12 @@ def _indices(values: Any, name: str, count: int) -> np.ndarray:
     return np.sort(found)
 
 
-def _check(split: Split, source: Source) -> None:
+def _check(split: Split, dataset: Dataset) -> None:
     """What every split that was written holds to; a file that was edited by hand may not."""
     if not len(split.labeled):
         raise ValueError("no labeled image")
     for name in NAMED:
-        if (source.labels[getattr(split, name)] < 0).any():
+        if (dataset.labels[getattr(split, name)] < 0).any():
             raise ValueError(f"a {name} image has no label")
     for held in ("validation", "test"):
         for other in {"labeled", "unlabeled", "validation", "test"} - {held}:
@@ -111,21 +111,21 @@ def _check(split: Split, source: Source) -> None:
                 raise ValueError(f"a {held} image is {other} too")
 
 
-def _first_difference(values: dict[str, Any], source: Source) -> str:
-    if values["dataset"] != source.name:
-        return f"of '{values['dataset']}', but this is '{source.name}'"
-    then, now = values["classes"], list(source.classes)
+def _first_difference(values: dict[str, Any], dataset: Dataset) -> str:
+    if values["dataset"] != dataset.name:
+        return f"of '{values['dataset']}', but this is '{dataset.name}'"
+    then, now = values["classes"], list(dataset.classes)
     if len(then) != len(now):
         return f"it had {len(then)} classes ({few(then)}), there are {len(now)} now ({few(now)})"
     if then != now:
         return f"its classes were {few(then)}; now they are {few(now)}"
-    if values["images"] != len(source.images):
-        return f"it had {values['images']} images, there are {len(source.images)} now"
+    if values["images"] != len(dataset.images):
+        return f"it had {values['images']} images, there are {len(dataset.images)} now"
     for name in NAMED:
         for index, before in zip(values[name]["index"], values[name]["hash"], strict=True):
-            if source.hashes[index].decode() != before:
-                where = f" ({source.files.paths[index]})" if source.files else ""
-                return f"{name} image {index}{where} has hash {source.hashes[index].decode()}, then {before}"
+            if dataset.hashes[index].decode() != before:
+                where = f" ({dataset.files.paths[index]})" if dataset.files else ""
+                return f"{name} image {index}{where} has hash {dataset.hashes[index].decode()}, then {before}"
     return "unlabeled images, labels or their order differ"
 
 

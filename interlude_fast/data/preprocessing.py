@@ -13,8 +13,8 @@ from interlude_fast.errors import CheckpointError
 from interlude_fast.reference.augment import look_up_values
 
 from .augment import normalization_table
+from .datasets import Dataset
 from .images import Recipe
-from .sources import Source
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Preprocessing:
     classes: tuple[str, ...]
 
     @classmethod
-    def of(cls, source: Source) -> Preprocessing:
-        return cls(source.size, source.channels, source.fit, source.mean, source.std, source.classes)
+    def of(cls, dataset: Dataset) -> Preprocessing:
+        return cls(dataset.size, dataset.channels, dataset.fit, dataset.mean, dataset.std, dataset.classes)
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

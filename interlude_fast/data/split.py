@@ -13,7 +13,7 @@ from interlude_fast.config import DataConfig, SplitConfig
 from interlude_fast.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from .sources import Source
+    from .datasets import Dataset
 
 # Keys of the permutations that choose held-out images; classes 0, 1, ... key those of the others.
 VALIDATION_KEY, TEST_KEY = 1 << 20, 2 << 20
@@ -21,7 +21,7 @@ VALIDATION_KEY, TEST_KEY = 1 << 20, 2 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into a Source, int64, ascending. Validation and test images are in no other part; whether the
+    """Indices into a Dataset, int64, ascending. Validation and test images are in no other part; whether the
     labeled ones are among the unlabeled is a setting."""
 
     labeled: np.ndarray
@@ -30,29 +30,29 @@ class Split:
     test: np.ndarray
 
 
-def draw_split(source: Source, options: DataConfig, seed: int) -> Split:
+def draw_split(dataset: Dataset, options: DataConfig, seed: int) -> Split:
     """The split that `options` ask for.
 
     Raises:
         DataError: a class has too few images, or counts do not fit the data set.
         ConfigError: settings that contradict each other or the data set.
     """
-    from .sources import TEST, TRAIN, VALIDATION  # sources/digits.py needs this module
+    from .datasets import TEST, TRAIN, VALIDATION  # datasets/digits.py needs this module
 
-    wish, labels = options.split, source.labels
+    wish, labels = options.split, dataset.labels
     refuse_contradictions(options)
-    pool = source.indices(TRAIN)
-    own_test, own_validation = source.indices(TEST), source.indices(VALIDATION)
-    _refuse_second(source.name, "test", len(own_test), wish.test)
-    _refuse_second(source.name, "validation", len(own_validation), wish.validation)
+    pool = dataset.indices(TRAIN)
+    own_test, own_validation = dataset.indices(TEST), dataset.indices(VALIDATION)
+    _refuse_second(dataset.name, "test", len(own_test), wish.test)
+    _refuse_second(dataset.name, "validation", len(own_validation), wish.validation)
     known = int((labels[pool] >= 0).sum())  # what shares are of
-    test, pool = _hold_out(source, pool, wish.test, known, seed, TEST_KEY)
-    validation, pool = _hold_out(source, pool, wish.validation, known, seed, VALIDATION_KEY)
+    test, pool = _hold_out(dataset, pool, wish.test, known, seed, TEST_KEY)
+    validation, pool = _hold_out(dataset, pool, wish.validation, known, seed, VALIDATION_KEY)
     candidates = pool[labels[pool] >= 0]
     if wish.fold is not None:
-        candidates = np.intersect1d(candidates, _fold(source, wish.fold))
-    labeled = _choose_labeled(labels, candidates, options, source.classes, seed)
-    unlabeled = _choose_unlabeled(labels, pool, wish, source.classes, seed)
+        candidates = np.intersect1d(candidates, _fold(dataset, wish.fold))
+    labeled = _choose_labeled(labels, candidates, options, dataset.classes, seed)
+    unlabeled = _choose_unlabeled(labels, pool, wish, dataset.classes, seed)
     if not options.unlabeled_includes_labeled:
         unlabeled = np.setdiff1d(unlabeled, labeled)
     return Split(
@@ -63,11 +63,11 @@ def draw_split(source: Source, options: DataConfig, seed: int) -> Split:
     )
 
 
-def with_every_label(source: Source, split: Split) -> Split:
+def with_every_label(dataset: Dataset, split: Split) -> Split:
     """The same held-out images, and the label of every other training image that has one."""
-    from .sources import TRAIN, UNLABELED
+    from .datasets import TRAIN, UNLABELED
 
-    known = np.flatnonzero((source.parts == TRAIN) & (source.labels != UNLABELED))
+    known = np.flatnonzero((dataset.parts == TRAIN) & (dataset.labels != UNLABELED))
     held_out = np.concatenate([split.validation, split.test])
     return replace(split, labeled=np.setdiff1d(known, held_out))
 
@@ -210,26 +210,28 @@ def _refuse_second(name: str, part: str, own: int, wish: float) -> None:
         raise ConfigError(f"data.split.{part}: {name} has {own} {part} images of its own")
 
 
-def _fold(source: Source, fold: int) -> np.ndarray:
-    if fold >= len(source.folds):
-        raise ConfigError(f"data.split.fold = {fold}: {source.name} has {len(source.folds)} folds, counted from 0")
-    return source.folds[fold]
+def _fold(dataset: Dataset, fold: int) -> np.ndarray:
+    if fold >= len(dataset.folds):
+        raise ConfigError(
+            f"data.split.fold = {fold}: {dataset.name} has {len(dataset.folds)} folds, counted from 0"
+        )
+    return dataset.folds[fold]
 
 
 def _hold_out(
-    source: Source, pool: np.ndarray, wish: float, total: int, seed: int, key: int
+    dataset: Dataset, pool: np.ndarray, wish: float, total: int, seed: int, key: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(held out, rest) of the pool: class by class in proportion, or whole groups where there are groups."""
     if not wish:
         return pool[:0], pool
     setting = f"data.split.{'test' if key == TEST_KEY else 'validation'} = {wish:g}"
-    known = pool[source.labels[pool] >= 0]
+    known = pool[dataset.labels[pool] >= 0]
     count = round(wish * total) if wish < 1 else int(wish)
     if not 0 < count < len(known):
         raise DataError(f"{setting} is {count} of {len(known)} images with a label")
-    if source.groups is not None:
-        return _hold_out_groups(source.groups, pool, known, count, seed, key, setting)
-    labels = source.labels[known]
+    if dataset.groups is not None:
+        return _hold_out_groups(dataset.groups, pool, known, count, seed, key, setting)
+    labels = dataset.labels[known]
     present = np.unique(labels)
     available = np.bincount(labels)[present]
     if not np.count_nonzero(available > 1) <= count <= (available - 1).sum():

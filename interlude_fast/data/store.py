@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .sources import Source
+from .datasets import Dataset
 from .split import Split
 
 
@@ -54,11 +54,11 @@ class Store:
         return (self.take(part) for part in indices.split(size))
 
 
-def build_store(source: Source, split: Split, device: torch.device, on_host: bool = False) -> Store:
-    """Puts a source's images on the device, or leaves them on the host, and its split on the device."""
-    images = torch.from_numpy(source.images)
+def build_store(dataset: Dataset, split: Split, device: torch.device, on_host: bool = False) -> Store:
+    """Puts a dataset's images on the device, or leaves them on the host, and its split on the device."""
+    images = torch.from_numpy(dataset.images)
     parts = {name: torch.from_numpy(getattr(split, name)).to(device) for name in vars(split)}
-    labels = torch.from_numpy(source.labels).to(device)
+    labels = torch.from_numpy(dataset.labels).to(device)
     return Store(
         images=images if on_host else images.contiguous().to(device),
         labels=labels[parts["labeled"]],

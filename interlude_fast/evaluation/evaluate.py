@@ -100,7 +100,7 @@ def evaluate_in_full(
     _check_names(transfer or {})
     folder, run = open_run(path, overrides)
     chosen = _networks(folder, run, networks)
-    how = Preprocessing.of(run.source)
+    how = Preprocessing.of(run.dataset)
     found = details(run, chosen)
     on = next((part for part in PARTS if part in found), "")
     if fgsm and not on:
@@ -135,7 +135,7 @@ def _networks(folder: RunDirectory, run: Run, names: Sequence[str]) -> dict[str,
 
 
 def _attack(run: Run, network: nn.Module, part: str, steps: Sequence[int]) -> dict[int, float]:
-    normalize = Preprocessing.of(run.source).normalize
+    normalize = Preprocessing.of(run.dataset).normalize
     return fgsm_errors(network, run.held_out_batches(part), run.held_out_labels(part), normalize, steps)
 
 

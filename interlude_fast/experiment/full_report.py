@@ -26,7 +26,7 @@ def with_selected(run: Run, weights: dict[str, Tensor] | None) -> dict[str, nn.M
 
 def details(run: Run, networks: dict[str, nn.Module]) -> dict[str, dict[str, Detail]]:
     """Images, "test" and "validation" where there are some -> network -> what can be said of it there."""
-    how = Preprocessing.of(run.source)
+    how = Preprocessing.of(run.dataset)
     found: dict[str, dict[str, Detail]] = {}
     for part in PARTS:
         labels = run.held_out_labels(part)

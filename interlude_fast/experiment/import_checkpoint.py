@@ -61,9 +61,9 @@ def import_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     run = prepare(_config(released, config_file, overrides), progress)
-    if len(run.source.classes) != released.classes:
+    if len(run.dataset.classes) != released.classes:
         raise CheckpointError(
-            f"{file} tells {released.classes} classes apart, but {run.source.name} has {len(run.source.classes)}"
+            f"{file} tells {released.classes} classes apart, but {run.dataset.name} has {len(run.dataset.classes)}"
         )
     for name, network in run.networks().items():
         _put(file, network, weights.get(name) or next(iter(weights.values())))

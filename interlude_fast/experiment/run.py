@@ -100,20 +100,20 @@ def train_run(
         run, step = _prepared(config, screen), 0
         folder = RunDirectory(Path(world.from_first(lambda: str(_begin(run, directory).path))))
     if not world.first:
-        with explained(run.config, (run.source, run.split), folder.checkpoint):
+        with explained(run.config, (run.dataset, run.split), folder.checkpoint):
             scores = train(run, Several(), folder.checkpoint)
         world.after_first()
         return _result(folder, run, scores, began)
     files = FileRecorder(folder, purge_step=step + 1 if resume else None)
     chosen = _what_was_chosen(run)
     files.log.info(chosen)
-    for path, reason in run.source.files.skipped if run.source.files else ():
+    for path, reason in run.dataset.files.skipped if run.dataset.files else ():
         files.log.info("skipped: %r (%s)", path, reason)
     if screen.is_terminal:
         screen.print(chosen, markup=False, highlight=False, soft_wrap=True)
     try:
-        show = ProgressRecorder(screen, f"{run.source.name} {run.config.method.name}", run.config.train.steps)
-        with explained(run.config, (run.source, run.split), folder.checkpoint), show as progress:
+        show = ProgressRecorder(screen, f"{run.dataset.name} {run.config.method.name}", run.config.train.steps)
+        with explained(run.config, (run.dataset, run.split), folder.checkpoint), show as progress:
             scores = train(run, Several(files, progress), folder.checkpoint)
     except (Exception, KeyboardInterrupt) as error:
         files.log.info("stopped: %s", str(error) or "interrupted")
@@ -131,7 +131,7 @@ def train_run(
 def _prepared(config: Config, screen: Console, split_file: Path | None = None) -> Run:
     with explained(config):
         run = prepare(config, RichProgress(screen), split_file)
-    refuse_too_large(run.config, run.source, run.split)
+    refuse_too_large(run.config, run.dataset, run.split)
     return run
 
 
@@ -220,7 +220,7 @@ def write_passport(folder: RunDirectory, run: Run) -> None:
     used["processes"] = str(run.world)
     folder.write("passport.json", {"command": sys.argv, **used, **passport()})
     folder.write("split.json", to_text(run.manifest()))
-    folder.write("preprocessing.json", Preprocessing.of(run.source).as_dict())
+    folder.write("preprocessing.json", Preprocessing.of(run.dataset).as_dict())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,9 +12,9 @@ from typing import Literal
 from rich.console import Console
 
 from interlude_fast.config import Config
+from interlude_fast.data.datasets import load_dataset
 from interlude_fast.data.manifest import replay
 from interlude_fast.data.progress import RichProgress
-from interlude_fast.data.sources import load_source
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import CheckpointError, InterludeError
 from interlude_fast.experiment.run import RunResult, first_change, train_run
@@ -99,18 +99,18 @@ def evaluated_on(jobs: Iterable[Job], console: Console | None = None) -> dict[st
     for job in jobs:
         resolve_device(job.config.train.device)
 
-    def source_key(job: Job) -> str:
+    def dataset_key(job: Job) -> str:
         return job.config.data.model_dump_json(exclude={*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"})
 
     parts: dict[str, set[str]] = {}
-    for _, group in groupby(sorted(jobs, key=source_key), key=source_key):
-        of_source, splits = list(group), dict[str, set[str]]()
-        source = load_source(of_source[0].config.data, RichProgress(console or Console(quiet=True)))
-        for job in of_source:
+    for _, group in groupby(sorted(jobs, key=dataset_key), key=dataset_key):
+        of_dataset, splits = list(group), dict[str, set[str]]()
+        dataset = load_dataset(of_dataset[0].config.data, RichProgress(console or Console(quiet=True)))
+        for job in of_dataset:
             data, seed = job.config.data, job.config.seed
             key = f"{seed} {data.model_dump_json(exclude=NOT_OF_DATA)}"
             if key not in splits:
-                split = replay(data.split.file, source) if data.split.file else draw_split(source, data, seed)
+                split = replay(data.split.file, dataset) if data.split.file else draw_split(dataset, data, seed)
                 splits[key] = {part for part in ("test", "validation") if len(getattr(split, part))}
             parts[job.name] = splits[key]
     return parts

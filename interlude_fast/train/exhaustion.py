@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from interlude_fast.config import Config
-from interlude_fast.data.sources import Source
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.split import Split
 from interlude_fast.errors import MemoryExhausted
 
@@ -52,12 +52,12 @@ def would_fit(need: Need, estimate: Estimate, budget: int) -> str:
             found = need.largest_batch(budget, "bf16")
             told += [f"precision bf16 with train.batch = {found[0]}"] if found else []
     text = ", or ".join(told) or "a smaller model would fit"
-    if need.device.type == "cuda" and need.pipeline == "resident" and need.source.images.nbytes > GIB / 10:
-        text += f"; data.pipeline = host frees {gib(need.source.images.nbytes)}"
+    if need.device.type == "cuda" and need.pipeline == "resident" and need.dataset.images.nbytes > GIB / 10:
+        text += f"; data.pipeline = host frees {gib(need.dataset.images.nbytes)}"
     return text
 
 
-def refuse_too_large(config: Config, source: Source, split: Split) -> None:
+def refuse_too_large(config: Config, dataset: Dataset, split: Split) -> None:
     """Before the first step on a CPU, where the system would kill the process without a word.
 
     Raises:
@@ -65,10 +65,10 @@ def refuse_too_large(config: Config, source: Source, split: Split) -> None:
     """
     device = resolve_device(config.train.device)
     has = room(device) if device.type == "cpu" else None
-    t, pixels = config.train, source.channels * source.size**2
+    t, pixels = config.train, dataset.channels * dataset.size**2
     if has is None or max(4 * t.batch * (1 + t.mu), t.eval_batch) * pixels * 4 * MOST_PER_INPUT < has.total:
         return
-    need = Need(config, source, split)
+    need = Need(config, dataset, split)
     estimate = need.estimate()
     if estimate and estimate.total - estimate.images > has.total:
         raise MemoryExhausted(
@@ -86,7 +86,7 @@ def is_exhaustion(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explained(
-    config: Config, data: tuple[Source, Split] | None = None, checkpoint: Path | None = None
+    config: Config, data: tuple[Dataset, Split] | None = None, checkpoint: Path | None = None
 ) -> Iterator[None]:
     """While it lasts, exhausted memory is one line that says what would fit.
 
@@ -108,7 +108,7 @@ def explained(
         raise MemoryExhausted(_explanation(config, data, said) + kept) from None
 
 
-def _explanation(config: Config, data: tuple[Source, Split] | None, said: str) -> str:
+def _explanation(config: Config, data: tuple[Dataset, Split] | None, said: str) -> str:
     device = resolve_device(config.train.device)
     gc.collect()
     held = 0

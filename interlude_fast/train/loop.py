@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from interlude_fast.config import Config, Named, Precision
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import Dataset, load_dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.manifest import manifest, replay
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
-from interlude_fast.data.sources import Source, load_source
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.errors import Interrupted, NonFiniteLossError
 from interlude_fast.methods import Problem, build_method, method_class
@@ -88,7 +88,7 @@ class Run:
     config: Config
     device: torch.device
     precision: Precision
-    source: Source
+    dataset: Dataset
     split: Split
     pipeline: Pipeline
     pipeline_choice: str
@@ -114,7 +114,7 @@ class Run:
         sizes, seconds = [], []
         for images in itertools.islice(self.held_out_batches(part), 2):  # the first one may allocate
             began = time.perf_counter()
-            predict_logits(self.state.ema.model, [images], Preprocessing.of(self.source).normalize).sum().item()
+            predict_logits(self.state.ema.model, [images], Preprocessing.of(self.dataset).normalize).sum().item()
             sizes.append(len(images))
             seconds.append(time.perf_counter() - began)
         return len(self.networks()) * held_out * seconds[-1] / sizes[-1] if sizes else 0.0
@@ -125,7 +125,7 @@ class Run:
 
     def manifest(self) -> dict[str, Any]:
         """The split as a file's content: that which was replayed, or this one."""
-        return manifest(self.source, self.split, self.config.data, self.config.seed, self.split_file)
+        return manifest(self.dataset, self.split, self.config.data, self.config.seed, self.split_file)
 
     def networks(self) -> dict[str, nn.Module]:
         return {"raw": self.state.model, "ema": self.state.ema.model}
@@ -133,7 +133,7 @@ class Run:
     def evaluate(self) -> dict[str, Scores]:
         """Scores of the raw and the EMA network: "raw" and "ema" on the test set, "raw_validation" and
         "ema_validation" on the validation images; without the one or the other where there are none."""
-        normalize, scores = Preprocessing.of(self.source).normalize, {}
+        normalize, scores = Preprocessing.of(self.dataset).normalize, {}
         with float32_products(self.precision):
             for part, suffix in (("test", ""), ("validation", "_validation")):
                 labels = self.held_out_labels(part)
@@ -153,7 +153,7 @@ class Run:
         count = min(len(hidden), PSEUDO_LABELED)
         sample = hidden[torch.arange(count, device=hidden.device) * len(hidden) // count]  # over all of the pool
         images = store.batches(sample, self.config.train.eval_batch)
-        logits = predict_logits(self.state.model, images, Preprocessing.of(self.source).normalize)
+        logits = predict_logits(self.state.model, images, Preprocessing.of(self.dataset).normalize)
         return pseudo_label_scores(logits, store.all_labels[sample])
 
     def held_out_labels(self, part: str) -> Tensor:
@@ -194,36 +194,36 @@ def resolve(config: Config) -> Config:
 
 def load_data(
     config: Config, progress: Progress | None = None, split_file: Path | None = None
-) -> tuple[Source, Split]:
-    """Source and split of a configuration; `split_file`, a run's own, is replayed where it is given, as
+) -> tuple[Dataset, Split]:
+    """Dataset and split of a configuration; `split_file`, a run's own, is replayed where it is given, as
     data.split.file is; of the latter a method that trains with every label takes what is held out alone.
 
     Raises:
         ConfigError, DataError: a setting, data set or split file that does not fit.
     """
-    source = load_source(config.data, progress)
+    dataset = load_dataset(config.data, progress)
     file = split_file or config.data.split.file
-    split = replay(file, source) if file else draw_split(source, config.data, config.seed)
+    split = replay(file, dataset) if file else draw_split(dataset, config.data, config.seed)
     if file and not split_file and method_class(config.method.name).every_label:
-        split = with_every_label(source, split)
-    return source, split
+        split = with_every_label(dataset, split)
+    return dataset, split
 
 
-def view_policy(config: Config, source: Source) -> Policy:
+def view_policy(config: Config, dataset: Dataset) -> Policy:
     """How the views of a data set are drawn."""
     a = config.augment
-    flip = source.flip if a.flip is None else a.flip
+    flip = dataset.flip if a.flip is None else a.flip
     return Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared", a.form)
 
 
-def problem(config: Config, source: Source, split: Split) -> Problem:
+def problem(config: Config, dataset: Dataset, split: Split) -> Problem:
     """What the method may know of a run."""
     optim, steps = config.optim, config.train.steps
     lowest, highest = (
-        tuple((end - m) / s for m, s in zip(source.mean, source.std, strict=True)) for end in (0.0, 1.0)
+        tuple((end - m) / s for m, s in zip(dataset.mean, dataset.std, strict=True)) for end in (0.0, 1.0)
     )
     return Problem(
-        len(source.classes),
+        len(dataset.classes),
         len(split.unlabeled),
         steps,
         lowest,
@@ -233,7 +233,7 @@ def problem(config: Config, source: Source, split: Split) -> Problem:
 
 
 def prepare(config: Config, progress: Progress | None = None, split_file: Path | None = None) -> Run:
-    """Build a run: source -> split -> store, sampler and pipeline -> model and method -> state.
+    """Build a run: dataset -> split -> store, sampler and pipeline -> model and method -> state.
 
     Args:
         split_file: a split to replay, whatever the configuration says. A run that goes on or is evaluated names
@@ -250,25 +250,25 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     refuse_unscaled_shrink(config.optim, t.precision)
     refuse_contradictions(config.optim, t.steps)
     with world.first_here_then_others():
-        source, split = load_data(config, progress, split_file)
-    precision = resolve_precision(t.precision, device, source.size)
-    method = build_method(config.method.name, config.method.options(), problem(config, source, split)).to(device)
-    shape = Shape(len(source.classes), source.channels, source.size)
+        dataset, split = load_data(config, progress, split_file)
+    precision = resolve_precision(t.precision, device, dataset.size)
+    method = build_method(config.method.name, config.method.options(), problem(config, dataset, split)).to(device)
+    shape = Shape(len(dataset.classes), dataset.channels, dataset.size)
     model = build_network(config, method, shape, fresh=split_file is None)
     model = model.to(device).to(memory_format=torch.channels_last)
     if t.sync_batch_norm and world.size > 1:
         synchronize_batch_norms(model, device)
     order = RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
     refuse_single_rows(config, method, model, order.count, world.size)
-    name, why = choose_pipeline(config.data.pipeline, source, device)
+    name, why = choose_pipeline(config.data.pipeline, dataset, device)
     # Methods that run the network on groups of rows get all of them, and the network shares each group.
     shared, workers = method.forwards == "together", config.data.workers
     pipeline = build_pipeline(
         name,
-        source,
+        dataset,
         split,
         order,
-        view_policy(config, source),
+        view_policy(config, dataset),
         seed=config.seed,
         device=device,
         dtype=image_dtype(precision),
@@ -283,7 +283,7 @@ def prepare(config: Config, progress: Progress | None = None, split_file: Path |
     selection = Selection(t.select_by, t.select_network)
     chosen = f"{name} ({why})"
     return Run(
-        *(config, device, precision, source, split, pipeline, chosen),
+        *(config, device, precision, dataset, split, pipeline, chosen),
         *(split_file, state, selection, stepper, world, began),
     )
 

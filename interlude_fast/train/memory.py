@@ -23,8 +23,8 @@ from torch.utils._pytree import tree_leaves
 
 from interlude_fast.config import Config, Precision
 from interlude_fast.data.batch import Batch, RowOrder
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.pipelines import choose_pipeline
-from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split
 from interlude_fast.methods import Method, build_method
 from interlude_fast.models import Network, Shape
@@ -97,22 +97,22 @@ class Need:
     """What a configuration needs on its device, found without a step of it.
 
     Args:
-        config: resolved or not. source, split: its data.
+        config: resolved or not. dataset, split: its data.
     """
 
-    def __init__(self, config: Config, source: Source, split: Split) -> None:
-        self.config, self.source, self.split = resolve(config), source, split
+    def __init__(self, config: Config, dataset: Dataset, split: Split) -> None:
+        self.config, self.dataset, self.split = resolve(config), dataset, split
         t = config.train
         self.device = resolve_device(t.device)
-        self.precision: Precision = resolve_precision(t.precision, self.device, source.size)
-        self.pipeline = choose_pipeline(config.data.pipeline, source, self.device)[0]
+        self.precision: Precision = resolve_precision(t.precision, self.device, dataset.size)
+        self.pipeline = choose_pipeline(config.data.pipeline, dataset, self.device)[0]
 
     @cached_property
     def _parts(self) -> tuple[FakeTensorMode, Method, Network, Network]:
         """Method, network and average with fake tensors."""
-        config, source = self.config, self.source
-        method = build_method(config.method.name, config.method.options(), problem(config, source, self.split))
-        shape = Shape(len(source.classes), source.channels, source.size)
+        config, dataset = self.config, self.dataset
+        method = build_method(config.method.name, config.method.options(), problem(config, dataset, self.split))
+        shape = Shape(len(dataset.classes), dataset.channels, dataset.size)
         network = build_network(config, method, shape, fresh=False)
         average = copy.deepcopy(network).requires_grad_(False)
         fake = FakeTensorMode()
@@ -173,12 +173,12 @@ class Need:
 
     def _rows(self, count: int, dtype: torch.dtype) -> Tensor:
         """[count, C, S, S], channels last."""
-        side, channels = self.source.size, self.source.channels
+        side, channels = self.dataset.size, self.dataset.channels
         return torch.empty(count, side, side, channels, dtype=dtype).permute(0, 3, 1, 2)
 
     def _images(self, order: RowOrder) -> int:
         """Of the data set where it lies on the device; on the host not where it is mapped from a file."""
-        images = self.source.images
+        images = self.dataset.images
         if self.device.type == "cpu":
             return 0 if _is_mapped(images) else images.nbytes
         one = images.nbytes // max(1, len(images))
@@ -248,9 +248,9 @@ def _round_down(batch: int) -> int:
     return batch // step * step
 
 
-def runs_at_once(config: Config, source: Source, split: Split) -> int | None:
+def runs_at_once(config: Config, dataset: Dataset, split: Split) -> int | None:
     """How many runs of a configuration a GPU's free memory holds, at least 1; None where it is not known."""
-    need = Need(config, source, split)
+    need = Need(config, dataset, split)
     has, estimate = room(need.device), need.estimate()
     if has is None or estimate is None:
         return None

@@ -117,7 +117,7 @@ def test_rows_are_interdigitated_and_weak_views_show_their_class(module: ModuleT
 
 def test_the_networks_are_ours() -> None:
     run = noise_run("WRN-10-1", torch.device("cpu"), images=200, train={"batch": 2, "precision": "fp32"})
-    asked = settings(run.config, run.source, run.split, "cpu")
+    asked = settings(run.config, run.dataset, run.split, "cpu")
     for recipe in (reference.build(**asked, workers=0), strong.build(**asked)):
         agree(run, recipe)
     recipe.model.conv1.weight.data.mul_(1.1)

@@ -19,8 +19,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_noise_has_the_shape_that_its_root_names() -> None:
     run = workload.noise_run("WRN-10-1", CPU, images=300, classes=7, train={"batch": 2})
-    assert run.source.images.shape == (300, 32, 32, 3)
-    assert (len(run.source.classes), len(run.split.labeled), len(run.split.unlabeled)) == (7, 28, 300)
+    assert run.dataset.images.shape == (300, 32, 32, 3)
+    assert (len(run.dataset.classes), len(run.split.labeled), len(run.split.unlabeled)) == (7, 28, 300)
 
 
 def test_step_by_stages(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,9 +37,9 @@ def mine(tmp_path: Path) -> Path:
     return root
 
 
-def copy(root: Path, source: str, target: str, **save: int) -> None:
+def copy(root: Path, dataset: str, target: str, **save: int) -> None:
     (root / target).parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(root / source) as image:
+    with Image.open(root / dataset) as image:
         image.save(root / target, **save)
 
 

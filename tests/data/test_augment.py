@@ -205,9 +205,9 @@ def test_usb_translations_are_whole_pixels_for_large_images() -> None:
         for mirrored in (False, True):
             v = usb_value("TranslateX", level, mirrored) * side
             moved = image.transform(image.size, Image.Transform.AFFINE, (1, 0, v, 0, 1, 0))
-            source = np.arange(side) + int(maps[level, int(mirrored), 2] >> 16)
-            inside = (source >= 0) & (source < side)
-            expected = np.where(inside, np.asarray(image)[1, source.clip(0, side - 1)], 0)
+            dataset = np.arange(side) + int(maps[level, int(mirrored), 2] >> 16)
+            inside = (dataset >= 0) & (dataset < side)
+            expected = np.where(inside, np.asarray(image)[1, dataset.clip(0, side - 1)], 0)
             np.testing.assert_array_equal(np.asarray(moved)[1], expected, err_msg=f"level {level}")
 
 

@@ -11,15 +11,15 @@ import torch
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import TEST, TRAIN, Dataset, from_arrays, load_dataset
 from interlude_fast.data.pipelines import Pipeline, build_pipeline
-from interlude_fast.data.sources import TEST, TRAIN, Source, from_arrays, load_source
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
 
 BOTH = ("weak", "strong")
 
 
-def tiny_source(n: int = 60, classes: int = 3) -> Source:
+def tiny_source(n: int = 60, classes: int = 3) -> Dataset:
     """Image i is filled with the value i, so that a row tells where it came from."""
     images = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 8, 8, 1)).copy()
     labels = np.arange(n) % classes
@@ -30,10 +30,10 @@ def tiny_source(n: int = 60, classes: int = 3) -> Source:
 def pipeline(
     order: RowOrder, policy: Policy, seed: int = 0, rank: int = 0, world: int = 1, **data: bool
 ) -> Pipeline:
-    source = tiny_source()
-    split = draw_split(source, DataConfig(labels=6, **data), seed)
+    dataset = tiny_source()
+    split = draw_split(dataset, DataConfig(labels=6, **data), seed)
     where = {"seed": seed, "device": torch.device("cpu"), "rank": rank, "world": world}
-    return build_pipeline("resident", source, split, order, policy, **where)
+    return build_pipeline("resident", dataset, split, order, policy, **where)
 
 
 NO_CHANGE = Policy(flip=False, crop=0, n=0, cutout=0)
@@ -123,13 +123,13 @@ def test_mu_beyond_the_unlabeled_set() -> None:
 
 
 def test_digits_are_real_scans_with_a_fixed_test_split() -> None:
-    source = load_source(DataConfig(dataset="digits"))
-    assert source.images.shape == (1797, 16, 16, 1)
-    assert len(source.indices(TRAIN)) == 1437
-    assert not source.flip
-    assert np.bincount(source.labels[source.indices(TEST)]).tolist() == [36] * 10
+    dataset = load_dataset(DataConfig(dataset="digits"))
+    assert dataset.images.shape == (1797, 16, 16, 1)
+    assert len(dataset.indices(TRAIN)) == 1437
+    assert not dataset.flip
+    assert np.bincount(dataset.labels[dataset.indices(TEST)]).tolist() == [36] * 10
 
 
 def test_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
-        load_source(DataConfig(dataset="cifar-10"))
+        load_dataset(DataConfig(dataset="cifar-10"))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.sources import TEST, load_source
-from interlude_fast.data.sources.cifar10 import FILES, FOLDER
+from interlude_fast.data.datasets import TEST, load_dataset
+from interlude_fast.data.datasets.cifar10 import FILES, FOLDER
 from interlude_fast.errors import DataError
 from interlude_fast.experiment.run import train_run
 from tests.helpers import small_config
@@ -42,12 +42,12 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_labels_and_names(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="cifar10", root=local_copy))
-    assert source.images.shape == (120, 32, 32, 3)
-    assert source.images.dtype == np.uint8
-    assert source.labels[source.indices(TEST)].tolist() == [*range(10)] * 2
-    assert source.classes[3] == "class 3"
-    assert source.flip
+    dataset = load_dataset(DataConfig(dataset="cifar10", root=local_copy))
+    assert dataset.images.shape == (120, 32, 32, 3)
+    assert dataset.images.dtype == np.uint8
+    assert dataset.labels[dataset.indices(TEST)].tolist() == [*range(10)] * 2
+    assert dataset.classes[3] == "class 3"
+    assert dataset.flip
 
 
 def test_a_run_from_a_local_copy(local_copy: Path) -> None:
@@ -62,5 +62,5 @@ def test_incomplete_copies_name_the_files_and_the_folder(local_copy: Path, damag
     with pytest.raises(
         DataError, match=r"cifar10 wants data_batch_1, .*cifar-10-batches-py.*no network"
     ) as caught:
-        load_source(DataConfig(dataset="cifar10", root=local_copy))
+        load_dataset(DataConfig(dataset="cifar10", root=local_copy))
     assert "\n" not in str(caught.value)

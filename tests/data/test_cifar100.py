@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from interlude_fast.config import DataConfig, Named, load
-from interlude_fast.data.sources import TEST, load_source
-from interlude_fast.data.sources.cifar100 import FILES, FOLDER
+from interlude_fast.data.datasets import TEST, load_dataset
+from interlude_fast.data.datasets.cifar100 import FILES, FOLDER
 from interlude_fast.errors import DataError
 from interlude_fast.train.loop import prepare
 
@@ -49,11 +49,11 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_and_fine_labels(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="cifar100", root=local_copy))
-    assert source.images.shape == (500, 32, 32, 3)
-    assert np.argwhere(source.images[7]).tolist() == [[1, 3, 2]]
-    assert source.labels[source.indices(TEST)].tolist() == list(range(100))
-    assert (source.classes[42], len(source.classes), source.flip) == ("fine 42", 100, True)
+    dataset = load_dataset(DataConfig(dataset="cifar100", root=local_copy))
+    assert dataset.images.shape == (500, 32, 32, 3)
+    assert np.argwhere(dataset.images[7]).tolist() == [[1, 3, 2]]
+    assert dataset.labels[dataset.indices(TEST)].tolist() == list(range(100))
+    assert (dataset.classes[42], len(dataset.classes), dataset.flip) == ("fine 42", 100, True)
 
 
 def test_the_preset_trains_it(local_copy: Path) -> None:
@@ -68,5 +68,5 @@ def test_incomplete_copies_name_the_files_and_the_folder(local_copy: Path, damag
     file = local_copy / FOLDER / "test"
     file.write_bytes(file.read_bytes()[:100]) if damage == "cut short" else file.unlink()
     with pytest.raises(DataError, match=r"cifar100 wants train, test, .*cifar-100-python.*no network") as caught:
-        load_source(DataConfig(dataset="cifar100", root=local_copy))
+        load_dataset(DataConfig(dataset="cifar100", root=local_copy))
     assert "\n" not in str(caught.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, VALIDATION, Source, load_source
+from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import DataError
 from tests.helpers import write_images
@@ -21,29 +21,29 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "list.csv"
 
 
-def load(file: Path, text: str) -> Source:
+def load(file: Path, text: str) -> Dataset:
     file.write_text(text, encoding="utf-8")
-    return load_source(DataConfig(dataset="csv", root=file))
+    return load_dataset(DataConfig(dataset="csv", root=file))
 
 
 def test_paths_labels_groups_and_splits(table: Path) -> None:
-    source = load(
+    dataset = load(
         table,
         "\ufeffPath, Label ,group,split\n"  # as spreadsheets write it
         'i/0.png,10,p1,train\n"i/1.png",9,p1,\n./i/2.png,,p2,unlabeled\ni/3.png,9,p3,val\ni/4.png,10,p4,TEST\n'
         "i/5.png,10,p5,unlabeled\n",
     )
-    assert source.classes == ("9", "10")  # as numbers
-    assert source.labels.tolist() == [1, 0, UNLABELED, 0, 1, UNLABELED]
-    assert source.parts.tolist() == [TRAIN, TRAIN, TRAIN, VALIDATION, TEST, TRAIN]
-    assert source.groups.tolist() == ["p1", "p1", "p2", "p3", "p4", "p5"]
-    assert source.files.paths[2] == "i/2.png"
+    assert dataset.classes == ("9", "10")  # as numbers
+    assert dataset.labels.tolist() == [1, 0, UNLABELED, 0, 1, UNLABELED]
+    assert dataset.parts.tolist() == [TRAIN, TRAIN, TRAIN, VALIDATION, TEST, TRAIN]
+    assert dataset.groups.tolist() == ["p1", "p1", "p2", "p3", "p4", "p5"]
+    assert dataset.files.paths[2] == "i/2.png"
 
 
 def test_path_and_label_are_enough(table: Path) -> None:
-    source = load(table, "path,label\n" + "".join(f"i/{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(12)))
-    assert source.classes == ("cat", "dog")
-    assert source.groups is None
+    dataset = load(table, "path,label\n" + "".join(f"i/{n}.png,{'cat' if n % 2 else 'dog'}\n" for n in range(12)))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.groups is None
 
 
 @pytest.mark.parametrize(
@@ -80,9 +80,9 @@ def test_a_folder_that_may_not_be_looked_into(table: Path, monkeypatch: pytest.M
 
 def test_held_out_groups_stay_whole(table: Path) -> None:
     rows = "".join(f"i/{n}.png,{n % 2},p{n // 2}\n" for n in range(12))
-    source = load(table, "path,label,group\n" + rows)
-    split = draw_split(source, DataConfig(labels=None, split={"validation": 0.3, "test": 0.2}), 0)
-    held = [set(source.groups[part].tolist()) for part in (split.validation, split.test, split.unlabeled)]
+    dataset = load(table, "path,label,group\n" + rows)
+    split = draw_split(dataset, DataConfig(labels=None, split={"validation": 0.3, "test": 0.2}), 0)
+    held = [set(dataset.groups[part].tolist()) for part in (split.validation, split.test, split.unlabeled)]
     assert [len(part) for part in (split.validation, split.test)] == [4, 2]
     assert not held[0] & held[1]
     assert not (held[0] | held[1]) & held[2]
@@ -130,8 +130,8 @@ def test_bad_tables_name_the_line(table: Path, text: str, message: str) -> None:
 def test_files_that_are_no_tables(table: Path) -> None:
     table.write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(DataError, match="not a CSV file in UTF-8"):
-        load_source(DataConfig(dataset="csv", root=table))
+        load_dataset(DataConfig(dataset="csv", root=table))
     with pytest.raises(DataError, match="Is a directory"):
-        load_source(DataConfig(dataset="csv", root=table.parent))
+        load_dataset(DataConfig(dataset="csv", root=table.parent))
     with pytest.raises(DataError, match="No such file"):
-        load_source(DataConfig(dataset="csv", root=table.parent / "none.csv"))
+        load_dataset(DataConfig(dataset="csv", root=table.parent / "none.csv"))

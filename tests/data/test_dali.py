@@ -18,9 +18,9 @@ from torch import Tensor
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder, View
+from interlude_fast.data.datasets import Dataset, Files, from_arrays
 from interlude_fast.data.pipelines import Pipeline, build_pipeline
 from interlude_fast.data.pipelines.dali import _decodes
-from interlude_fast.data.sources import Files, Source, from_arrays
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.experiment.run import train_run
@@ -39,12 +39,18 @@ INTERDIGITATED = RowOrder(4, 3, BOTH, BOTH, "interdigitated")
 
 
 def make(
-    name: str, source: Source, order: RowOrder, policy: Policy, seed: int = 0, labels: int | None = 6, **more: Any
+    name: str,
+    dataset: Dataset,
+    order: RowOrder,
+    policy: Policy,
+    seed: int = 0,
+    labels: int | None = 6,
+    **more: Any,
 ) -> Pipeline:
-    """A pipeline over a source with a few labels (None: all); two threads for DALI."""
-    split = draw_split(source, DataConfig(labels=labels), seed)
+    """A pipeline over a dataset with a few labels (None: all); two threads for DALI."""
+    split = draw_split(dataset, DataConfig(labels=labels), seed)
     arguments = {"seed": seed, "device": CPU, "workers": 2, **more}
-    return build_pipeline(name, source, split, order, policy, **arguments)
+    return build_pipeline(name, dataset, split, order, policy, **arguments)
 
 
 def scenes(n: int, side: int = 32, channels: int = 3) -> np.ndarray:
@@ -57,7 +63,7 @@ def scenes(n: int, side: int = 32, channels: int = 3) -> np.ndarray:
     return np.clip(images, 0, 255).astype(np.uint8)
 
 
-def array_source(images: np.ndarray) -> Source:
+def array_source(images: np.ndarray) -> Dataset:
     """Whose normalization leaves pixel values as they are."""
     channels = images.shape[-1]
     pair = (images, np.arange(len(images)) % 3)
@@ -73,8 +79,8 @@ def pixels(images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_weak_views_are_the_reference_s_bytes(channels: int) -> None:
-    source, order = array_source(scenes(200, 33, channels)), RowOrder(40, 3, WEAK, WEAK)
-    ours, theirs = (make(name, source, order, Policy(flip=True), seed=3) for name in ("dali", "resident"))
+    dataset, order = array_source(scenes(200, 33, channels)), RowOrder(40, 3, WEAK, WEAK)
+    ours, theirs = (make(name, dataset, order, Policy(flip=True), seed=3) for name in ("dali", "resident"))
     for step in range(3):
         a, b = ours.batch(step), theirs.batch(step)
         assert torch.equal(pixels(a.images), pixels(b.images))
@@ -110,12 +116,12 @@ def test_operations_equal_the_reference_at_every_level(
     levels = torch.arange(0, len(policy.resolve().magnitudes), 1 if form == "fixmatch" else 89)
     kinds = torch.cartesian_prod(torch.arange(len(OPS)), levels, torch.arange(2))
     op, level, mirrored = kinds.repeat_interleave(5, 0).unbind(1)
-    source = array_source(np.concatenate([sample_images(side, channels), scenes(5, side, channels)]))
-    p = make("dali", source, RowOrder(len(op), 1, STRONG, ()), policy, labels=None)
+    dataset = array_source(np.concatenate([sample_images(side, channels), scenes(5, side, channels)]))
+    p = make("dali", dataset, RowOrder(len(op), 1, STRONG, ()), policy, labels=None)
     monkeypatch.setattr(p.feeder.maker, "draw", lambda *_: given(op, level, mirrored > 0))
     ours = pixels(p.batch(0).images)
     p.close()
-    images = torch.from_numpy(source.images[p.sampler.plan(0).items]).permute(0, 3, 1, 2)
+    images = torch.from_numpy(dataset.images[p.sampler.plan(0).items]).permute(0, 3, 1, 2)
     theirs = apply_ops(images, op, level, mirrored > 0, *randaugment_tables(side, policy.resolve(), CPU)).long()
     for k, name in enumerate(OPS):
         difference = (ours[op == k] - theirs[op == k]).abs()
@@ -127,9 +133,9 @@ def test_operations_equal_the_reference_at_every_level(
 @pytest.mark.parametrize("form", ["fixmatch", "usb"])
 def test_strong_views_are_the_same_policy(form: Literal["fixmatch", "usb"]) -> None:
     """The draws are resident's, so statistics agree far within the sampling error, and most views to the byte."""
-    source, order = array_source(scenes(500)), RowOrder(64, 7, BOTH, BOTH, "interdigitated")
+    dataset, order = array_source(scenes(500)), RowOrder(64, 7, BOTH, BOTH, "interdigitated")
     ours, theirs = (
-        make(name, source, order, Policy(flip=True, form=form), seed=1) for name in ("dali", "resident")
+        make(name, dataset, order, Policy(flip=True, form=form), seed=1) for name in ("dali", "resident")
     )
     a, b = (torch.cat([pixels(p.batch(k).images) for k in range(4)]) for p in (ours, theirs))
     plans = [ours.sampler.plan(k) for k in range(4)]
@@ -176,8 +182,8 @@ def test_rows_hold_what_the_order_says(order: RowOrder) -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    source, policy = array_source(scenes(60)), Policy(flip=True)
-    a, b = (make("dali", source, INTERDIGITATED, policy) for _ in range(2))
+    dataset, policy = array_source(scenes(60)), Policy(flip=True)
+    a, b = (make("dali", dataset, INTERDIGITATED, policy) for _ in range(2))
     first = [a.batch(step).images for step in (5, 6, 7, 8)]
     for step in (3, 6, 2, 8, 5):  # back, ahead by more than what is in work, and within it
         again = a.batch(step).images
@@ -190,9 +196,9 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
 
 
 def test_ranks_take_their_rows_of_one_global_batch() -> None:
-    source, policy = array_source(scenes(60)), Policy(flip=True)
-    whole = make("dali", source, INTERDIGITATED, policy)
-    halves = [make("dali", source, INTERDIGITATED, policy, rank=rank, world=2) for rank in (0, 1)]
+    dataset, policy = array_source(scenes(60)), Policy(flip=True)
+    whole = make("dali", dataset, INTERDIGITATED, policy)
+    halves = [make("dali", dataset, INTERDIGITATED, policy, rank=rank, world=2) for rank in (0, 1)]
     for p in halves:  # a rank makes its own samples only
         assert p.feeder.samples == whole.feeder.samples // 2
     expected, parts = whole.batch(5), [p.batch(5) for p in halves]
@@ -203,9 +209,9 @@ def test_ranks_take_their_rows_of_one_global_batch() -> None:
 
 
 def test_bf16_is_the_same_rounded() -> None:
-    source = array_source(scenes(60))
+    dataset = array_source(scenes(60))
     single, half = (
-        make("dali", source, INTERDIGITATED, Policy(flip=True), dtype=dtype)
+        make("dali", dataset, INTERDIGITATED, Policy(flip=True), dtype=dtype)
         for dtype in (torch.float32, torch.bfloat16)
     )
     assert torch.equal(single.batch(0).images.bfloat16(), half.batch(0).images)
@@ -217,7 +223,7 @@ def test_bf16_is_the_same_rounded() -> None:
 
 
 def squared(image: Image.Image, side: int, fit: str) -> Image.Image:
-    """A square by Pillow (Source.fit)."""
+    """A square by Pillow (Dataset.fit)."""
     width, height = image.size
     linear = Image.Resampling.BILINEAR
     if fit == "stretch":
@@ -232,7 +238,7 @@ def squared(image: Image.Image, side: int, fit: str) -> Image.Image:
     return square
 
 
-def file_source(folder: Path, channels: int = 3, fit: str = "crop", side: int = 32) -> Source:
+def file_source(folder: Path, channels: int = 3, fit: str = "crop", side: int = 32) -> Dataset:
     """JPEG and PNG files of several sizes, some grey, and one with transparency, which is not DALI's."""
     sizes = [(32, 32), (64, 48), (33, 90), (20, 28), (100, 67), (31, 32)]
     paths, modes, found, images = [], [], [], []
@@ -255,22 +261,22 @@ def file_source(folder: Path, channels: int = 3, fit: str = "crop", side: int = 
 @pytest.mark.filterwarnings("ignore:pipeline dali decodes")
 @pytest.mark.parametrize(("channels", "fit"), [(3, "crop"), (3, "pad"), (3, "stretch"), (1, "crop")])
 def test_files_are_decoded_and_fitted_as_the_source_prepares_them(tmp_path: Path, channels: int, fit: str) -> None:
-    source = file_source(tmp_path, channels, fit)
-    p = make("dali", source, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None)
+    dataset = file_source(tmp_path, channels, fit)
+    p = make("dali", dataset, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None)
     assert p.feeder.decoded.sum() == 23
     items, ours = p.sampler.plan(0).items, pixels(p.batch(0).images).permute(0, 2, 3, 1)
     p.close()
     assert len(items.unique()) == 24
-    difference = (ours - torch.from_numpy(source.images)[items]).abs().double().mean((1, 2, 3))
-    same = torch.from_numpy((source.files.sizes == 32).all(1))[items]
+    difference = (ours - torch.from_numpy(dataset.images)[items]).abs().double().mean((1, 2, 3))
+    same = torch.from_numpy((dataset.files.sizes == 32).all(1))[items]
     assert float(difference.max()) < 1.0  # another resampling; grey of a colour PNG is cut, not rounded
     assert channels == 1 or not difference[same].any()  # one decoder's pixels
 
 
 @pytest.mark.filterwarnings("ignore:pipeline dali decodes")
 def test_views_of_files_and_prepared_pixels(tmp_path: Path) -> None:
-    source = file_source(tmp_path)
-    ours, theirs = (make(name, source, INTERDIGITATED, Policy(flip=True, n=0)) for name in ("dali", "resident"))
+    dataset = file_source(tmp_path)
+    ours, theirs = (make(name, dataset, INTERDIGITATED, Policy(flip=True, n=0)) for name in ("dali", "resident"))
     difference = (ours.batch(2).images - theirs.batch(2).images).abs()
     ours.close()
     assert float(difference.mean()) < 0.5
@@ -278,9 +284,9 @@ def test_views_of_files_and_prepared_pixels(tmp_path: Path) -> None:
 
 
 def test_what_dali_does_not_decode_is_said_once(tmp_path: Path) -> None:
-    source = file_source(tmp_path)
+    dataset = file_source(tmp_path)
     with pytest.warns(UserWarning, match="decodes 23 of 24 files") as caught:
-        make("dali", source, INTERDIGITATED, NO_CHANGE).close()
+        make("dali", dataset, INTERDIGITATED, NO_CHANGE).close()
     assert len(caught) == 1
 
 
@@ -298,9 +304,9 @@ def test_png_files_that_dali_decodes_otherwise_come_prepared(tmp_path: Path) -> 
 
 
 def test_a_file_that_is_damaged_later_is_one_line(tmp_path: Path) -> None:
-    source = file_source(tmp_path)
+    dataset = file_source(tmp_path)
     (tmp_path / "bild ä 3.jpg").write_bytes(b"no image")
-    p = make("dali", source, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None)
+    p = make("dali", dataset, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None)
     with pytest.raises(DataError, match=r"step 0: DALI cannot decode .*bild ä 3.jpg") as error:
         p.batch(0)
     assert "\n" not in str(error.value)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from interlude_fast.config import DataConfig
+from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset, tmed2
 from interlude_fast.data.files import image_paths
-from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, VALIDATION, Source, load_source, tmed2
 from interlude_fast.errors import ConfigError, DataError
 from tests.helpers import image_names, write_images
 
@@ -28,13 +28,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "mine"
 
 
-def load(progress: Any = None, **options: Any) -> Source:
-    return load_source(DataConfig(dataset="folder", **options), progress)
+def load(progress: Any = None, **options: Any) -> Dataset:
+    return load_dataset(DataConfig(dataset="folder", **options), progress)
 
 
-def labels_by_path(source: Source) -> dict[str, int]:
-    assert source.files is not None
-    return dict(zip(source.files.paths, source.labels.tolist(), strict=True))
+def labels_by_path(dataset: Dataset) -> dict[str, int]:
+    assert dataset.files is not None
+    return dict(zip(dataset.files.paths, dataset.labels.tolist(), strict=True))
 
 
 def test_class_folders(root: Path) -> None:
@@ -42,54 +42,54 @@ def test_class_folders(root: Path) -> None:
     (root / "a" / "readme.txt").write_text("not an image")
     (root / ".hidden").mkdir()
     (root / "a" / "._x.png").write_text("what a Mac leaves")
-    source = load(root=root)
-    assert source.classes == ("a", "b")
-    assert source.images.shape == (8, 12, 12, 3)
-    assert labels_by_path(source)["a/deep/er.JPG"] == 0
-    assert (source.parts == TRAIN).all()
+    dataset = load(root=root)
+    assert dataset.classes == ("a", "b")
+    assert dataset.images.shape == (8, 12, 12, 3)
+    assert labels_by_path(dataset)["a/deep/er.JPG"] == 0
+    assert (dataset.parts == TRAIN).all()
     with Image.open(root / "b" / "1.png") as image:
-        at = source.files.paths.index("b/1.png")
-        np.testing.assert_array_equal(source.images[at], np.asarray(image))
-    np.testing.assert_allclose(source.mean, source.images.reshape(-1, 3).mean(0) / 255)
-    np.testing.assert_allclose(source.std, source.images.reshape(-1, 3).std(0) / 255)
+        at = dataset.files.paths.index("b/1.png")
+        np.testing.assert_array_equal(dataset.images[at], np.asarray(image))
+    np.testing.assert_allclose(dataset.mean, dataset.images.reshape(-1, 3).mean(0) / 255)
+    np.testing.assert_allclose(dataset.std, dataset.images.reshape(-1, 3).std(0) / 255)
 
 
 def test_train_test_val_and_unlabeled_below_one_root(root: Path) -> None:
     for part in ("train", "test", "val"):
         write_images(root, image_names("ab", 2, f"{part}/"))
     write_images(root, ["unlabeled/x/1.png", "unlabeled/2.png"])
-    source = load(root=root)
-    assert np.bincount(source.parts).tolist() == [6, 4, 4]
-    assert labels_by_path(source)["unlabeled/x/1.png"] == UNLABELED
+    dataset = load(root=root)
+    assert np.bincount(dataset.parts).tolist() == [6, 4, 4]
+    assert labels_by_path(dataset)["unlabeled/x/1.png"] == UNLABELED
     for part in (TRAIN, VALIDATION, TEST):
-        assert set(source.labels[source.indices(part)].tolist()) >= {0, 1}
+        assert set(dataset.labels[dataset.indices(part)].tolist()) >= {0, 1}
 
 
 def test_labeled_unlabeled_and_test_folders_apart(tmp_path: Path) -> None:
     write_images(tmp_path / "l", image_names("ab", 2))
     write_images(tmp_path / "far" / "u", ["1.png", "2/3.png"])
     write_images(tmp_path / "t", image_names("b", 2))
-    source = load(labeled=tmp_path / "l", unlabeled=tmp_path / "far" / "u", test=tmp_path / "t")
-    assert np.bincount(source.labels + 1).tolist() == [2, 2, 4]
-    assert source.labels[source.indices(TEST)].tolist() == [1, 1]
-    assert "far/u/2/3.png" in source.files.paths
+    dataset = load(labeled=tmp_path / "l", unlabeled=tmp_path / "far" / "u", test=tmp_path / "t")
+    assert np.bincount(dataset.labels + 1).tolist() == [2, 2, 4]
+    assert dataset.labels[dataset.indices(TEST)].tolist() == [1, 1]
+    assert "far/u/2/3.png" in dataset.files.paths
 
 
 def test_a_labeled_or_test_image_is_not_unlabeled_too(tmp_path: Path) -> None:
     """--unlabeled may name the folder above all others."""
     write_images(tmp_path, [*image_names("ab", 2, "l/"), *image_names("ab", 1, "t/"), "more/1.png"])
-    source = load(labeled=tmp_path / "l", unlabeled=tmp_path, test=tmp_path / "t")
-    assert len(source.images) == 7
-    assert (source.labels == UNLABELED).sum() == 1
+    dataset = load(labeled=tmp_path / "l", unlabeled=tmp_path, test=tmp_path / "t")
+    assert len(dataset.images) == 7
+    assert (dataset.labels == UNLABELED).sum() == 1
 
 
 def test_named_folders_are_no_classes(tmp_path: Path) -> None:
     write_images(
         tmp_path, [*image_names(["cat", "dog"], 3), *image_names(["cat", "dog"], 2, "held/"), "heap/1.png"]
     )
-    source = load(labeled=tmp_path, unlabeled=tmp_path / "heap", test=tmp_path / "held")
-    assert source.classes == ("cat", "dog")
-    assert [len(source.indices(part)) for part in (TRAIN, TEST)] == [7, 4]
+    dataset = load(labeled=tmp_path, unlabeled=tmp_path / "heap", test=tmp_path / "held")
+    assert dataset.classes == ("cat", "dog")
+    assert [len(dataset.indices(part)) for part in (TRAIN, TEST)] == [7, 4]
 
 
 def test_a_link_does_not_make_an_image_twice(tmp_path: Path) -> None:
@@ -139,9 +139,9 @@ def test_unreadable_files_are_named_and_skipped(root: Path) -> None:
     write_images(root, image_names("ab", 10))
     damage(root)
     notes = Notes()
-    source = load(notes, root=root, max_unreadable=0.5)
-    assert len(source.images) == 20
-    assert {path for path, _ in source.files.skipped} >= {"a/text.jpg", "a/empty.png", "a/short.png"}
+    dataset = load(notes, root=root, max_unreadable=0.5)
+    assert len(dataset.images) == 20
+    assert {path for path, _ in dataset.files.skipped} >= {"a/text.jpg", "a/empty.png", "a/short.png"}
     assert any("of 24 image files cannot be read" in line and "empty.png" in line for line in notes.lines), (
         notes.lines
     )
@@ -204,9 +204,9 @@ def test_names_that_are_no_text(root: Path) -> None:
     (root / "b").rename(root / strange)
     (root / strange / "two\nlines.png").write_text("broken")
     notes = Notes()
-    source = load(notes, root=root)
-    assert source.classes == ("a", strange)
-    assert len(source.hash) == 64
+    dataset = load(notes, root=root)
+    assert dataset.classes == ("a", strange)
+    assert len(dataset.hash) == 64
     assert any("b\\udcff/two\\nlines.png (not an image" in line for line in notes.lines)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, VALIDATION, Source, load_source
+from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.experiment.run import train_run
 from tests.helpers import small_config
@@ -23,8 +23,8 @@ X = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
 Y = np.arange(12) % 3
 
 
-def read(root: Path, **settings: Any) -> Source:
-    return load_source(DataConfig(dataset="npz", root=root, **settings))
+def read(root: Path, **settings: Any) -> Dataset:
+    return load_dataset(DataConfig(dataset="npz", root=root, **settings))
 
 
 def saved(folder: Path, **arrays: Any) -> Path:
@@ -46,15 +46,15 @@ def test_every_part(tmp_path: Path) -> None:
         test_groups=np.array(["t"] * 6, dtype=object),  # as pandas gives strings
         classes=np.array(["ant", "bee", "cat"]),
     )
-    source = read(file)
-    assert np.array_equal(source.images, np.concatenate([X, X[:5], X[:4], X[6:]]))
-    assert source.labels.tolist() == [*Y[:9], *[UNLABELED] * 8, *Y[:4], *Y[6:]]
-    assert source.parts.tolist() == [TRAIN] * 17 + [VALIDATION] * 4 + [TEST] * 6
-    assert source.classes == ("ant", "bee", "cat")
-    assert source.groups is not None
+    dataset = read(file)
+    assert np.array_equal(dataset.images, np.concatenate([X, X[:5], X[:4], X[6:]]))
+    assert dataset.labels.tolist() == [*Y[:9], *[UNLABELED] * 8, *Y[:4], *Y[6:]]
+    assert dataset.parts.tolist() == [TRAIN] * 17 + [VALIDATION] * 4 + [TEST] * 6
+    assert dataset.classes == ("ant", "bee", "cat")
+    assert dataset.groups is not None
     alone = [f"{part} image {i}" for part, n in (("unlabeled", 5), ("validation", 4)) for i in range(n)]
-    assert source.groups.tolist() == [f"p{i // 3}" for i in range(12)] + alone + ["t"] * 6
-    assert np.allclose(source.mean, X.reshape(-1, 3).mean(0) / 255)
+    assert dataset.groups.tolist() == [f"p{i // 3}" for i in range(12)] + alone + ["t"] * 6
+    assert np.allclose(dataset.mean, X.reshape(-1, 3).mean(0) / 255)
 
 
 @pytest.mark.parametrize(
@@ -66,33 +66,33 @@ def test_every_part(tmp_path: Path) -> None:
     ],
 )
 def test_usual_names(tmp_path: Path, names: tuple[str, ...]) -> None:
-    source = read(saved(tmp_path, **dict(zip(names, (X, Y, X[:3], Y[:3]), strict=True))))
-    assert source.parts.tolist() == [TRAIN] * 12 + [TEST] * 3
-    assert source.labels.tolist() == [*Y, *Y[:3]]
+    dataset = read(saved(tmp_path, **dict(zip(names, (X, Y, X[:3], Y[:3]), strict=True))))
+    assert dataset.parts.tolist() == [TRAIN] * 12 + [TEST] * 3
+    assert dataset.labels.tolist() == [*Y, *Y[:3]]
 
 
 def test_medmnist(tmp_path: Path) -> None:
     parts = {"train": slice(12), "val": slice(3), "test": slice(3, 9)}
     arrays = {f"{part}_images": X[s, ..., 0] for part, s in parts.items()}
     arrays |= {f"{part}_labels": Y[s, None].astype(np.uint8) for part, s in parts.items()}
-    source = read(saved(tmp_path, **arrays))
-    assert source.images.shape == (21, 8, 8, 1)
-    assert source.parts.tolist() == [TRAIN] * 12 + [VALIDATION] * 3 + [TEST] * 6
-    assert source.labels.tolist() == [*Y, *Y[:3], *Y[3:9]]
+    dataset = read(saved(tmp_path, **arrays))
+    assert dataset.images.shape == (21, 8, 8, 1)
+    assert dataset.parts.tolist() == [TRAIN] * 12 + [VALIDATION] * 3 + [TEST] * 6
+    assert dataset.labels.tolist() == [*Y, *Y[:3], *Y[3:9]]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_channels_may_come_first(tmp_path: Path, channels: int) -> None:
     images = X[..., :channels]
-    source = read(saved(tmp_path, images=images.transpose(0, 3, 1, 2), labels=Y))
-    assert np.array_equal(source.images, images)
-    assert source.images.flags.c_contiguous
+    dataset = read(saved(tmp_path, images=images.transpose(0, 3, 1, 2), labels=Y))
+    assert np.array_equal(dataset.images, images)
+    assert dataset.images.flags.c_contiguous
 
 
 def test_classes_are_the_values_of_the_labels(tmp_path: Path) -> None:
-    source = read(saved(tmp_path, images=X, labels=Y * 10 + 5, test_images=X[:1], test_labels=[25]))
-    assert source.classes == ("5", "15", "25")
-    assert source.labels.tolist() == [*Y, 2]
+    dataset = read(saved(tmp_path, images=X, labels=Y * 10 + 5, test_images=X[:1], test_labels=[25]))
+    assert dataset.classes == ("5", "15", "25")
+    assert dataset.labels.tolist() == [*Y, 2]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_damaged_files_get_one_line(tmp_path: Path, content: bytes | None) -> No
         read(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"npz wants data\.root"):
-        load_source(DataConfig(dataset="npz"))
+        load_dataset(DataConfig(dataset="npz"))
 
 
 def test_archives_cut_short(tmp_path: Path) -> None:
@@ -169,10 +169,10 @@ def released(folder: Path, images: np.ndarray = X, protocol: int = 4, suffix: st
 
 @pytest.mark.parametrize("protocol", [-1, 0, 1, 2, 3, 4])
 def test_a_folder_of_dictionaries(tmp_path: Path, protocol: int) -> None:
-    source = read(released(tmp_path, protocol=protocol))
-    assert np.array_equal(source.images, np.concatenate([X, X[:3], X[3:9]]))
-    assert source.labels.tolist() == [*Y[:6], *[UNLABELED] * 6, *Y[:3], *Y[3:9]]
-    assert source.parts.tolist() == [TRAIN] * 12 + [VALIDATION] * 3 + [TEST] * 6
+    dataset = read(released(tmp_path, protocol=protocol))
+    assert np.array_equal(dataset.images, np.concatenate([X, X[:3], X[3:9]]))
+    assert dataset.labels.tolist() == [*Y[:6], *[UNLABELED] * 6, *Y[:3], *Y[3:9]]
+    assert dataset.parts.tolist() == [TRAIN] * 12 + [VALIDATION] * 3 + [TEST] * 6
 
 
 def test_as_numpy_writes_them(tmp_path: Path) -> None:
@@ -186,12 +186,12 @@ def test_as_numpy_writes_them(tmp_path: Path) -> None:
         "test_labels": [np.int64(k) for k in Y[::-1]],
     }
     np.save(tmp_path / "all.npy", content)  # type: ignore[arg-type]
-    source = read(tmp_path / "all.npy")
-    assert np.array_equal(source.images, np.concatenate([X, X[::-1]]))
-    assert source.labels.tolist() == [*Y, *Y[::-1]]
-    assert source.classes == ("a", "b", "c")
-    assert source.groups is not None
-    assert source.groups[11] == "p11"
+    dataset = read(tmp_path / "all.npy")
+    assert np.array_equal(dataset.images, np.concatenate([X, X[::-1]]))
+    assert dataset.labels.tolist() == [*Y, *Y[::-1]]
+    assert dataset.classes == ("a", "b", "c")
+    assert dataset.groups is not None
+    assert dataset.groups[11] == "p11"
 
 
 def test_names_say_the_part(tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ from interlude_fast.config import DataConfig
 from interlude_fast.data import pipelines
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import Dataset, from_arrays
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.pipelines.host import HostPipeline
-from interlude_fast.data.sources import Source, from_arrays
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.train.checkpoint import load_tensors
@@ -41,16 +41,16 @@ ORDERS = {
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def source(channels: int = 3, side: int = 12) -> Source:
+def dataset(channels: int = 3, side: int = 12) -> Dataset:
     images = np.random.default_rng(channels).integers(0, 256, (60, side, side, channels), dtype=np.uint8)
     pair = (images, np.arange(60) % 3)
     return from_arrays("noise", pair, pair, ["a", "b", "c"], mean=(0.4,) * channels, std=(0.3,) * channels)
 
 
 def build(
-    name: str, order: RowOrder = ORDERS["interdigitated"], of: Source | None = None, **given: Any
+    name: str, order: RowOrder = ORDERS["interdigitated"], of: Dataset | None = None, **given: Any
 ) -> Pipeline:
-    of = of or source()
+    of = of or dataset()
     policy = Policy(flip=True, **{name: given.pop(name) for name in ("paired", "form") if name in given})
     where = {"seed": 3, "device": CPU, **given}
     split = draw_split(of, DataConfig(labels=6), 3)
@@ -90,20 +90,20 @@ def test_host_with_any_number_of_threads_and_steps_ahead(
     workers: int, ahead: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines.host, "PART", 100)
-    made = build("host", of=source(1), workers=workers)
+    made = build("host", of=dataset(1), workers=workers)
     assert isinstance(made, HostPipeline)
     made.ahead = ahead
-    assert_equal_batches(made, build("resident", of=source(1)), [*IN_ORDER, *MIXED])
+    assert_equal_batches(made, build("resident", of=dataset(1)), [*IN_ORDER, *MIXED])
     made.close()
-    assert_equal_batches(made, build("resident", of=source(1)), [7])  # another start
+    assert_equal_batches(made, build("resident", of=dataset(1)), [7])  # another start
     made.close()
 
 
 def test_host_reads_a_memory_map_and_copies_each_image_once(tmp_path: Path) -> None:
-    of = source()
+    of = dataset()
     np.save(tmp_path / "images.npy", of.images)
     mapped = np.load(tmp_path / "images.npy", mmap_mode="c")
-    host = build("host", of=Source(**{**vars(of), "images": mapped}))
+    host = build("host", of=Dataset(**{**vars(of), "images": mapped}))
     assert_equal_batches(host, build("resident", of=of), IN_ORDER)
     assert isinstance(host, HostPipeline)
     order = ORDERS["interdigitated"]
@@ -149,7 +149,7 @@ def test_what_stops_the_thread_is_raised_by_batch(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchvision_equals_resident(workers: int, channels: int) -> None:
     pytest.importorskip("torchvision")
-    of = source(channels, 16)
+    of = dataset(channels, 16)
     pipeline = build("torchvision", of=of, workers=workers)
     assert_equal_batches(pipeline, build("resident", of=of), [*IN_ORDER, *MIXED])
     pipeline.close()
@@ -161,7 +161,7 @@ def test_torchvision_equals_resident(workers: int, channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_torchvision_equals_resident_in_the_form_of_usb(channels: int) -> None:
     pytest.importorskip("torchvision")
-    of = source(channels, 16)
+    of = dataset(channels, 16)
     pipeline = build("torchvision", of=of, workers=0, form="usb")
     assert_equal_batches(pipeline, build("resident", of=of, form="usb"), IN_ORDER)
 
@@ -231,7 +231,7 @@ def test_runs_on_any_pipeline_give_the_same_weights(tmp_path: Path) -> None:
 def test_auto_keeps_images_on_the_device_where_they_take_half_of_what_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of = source()
+    of = dataset()
     assert choose_pipeline("auto", of, CPU)[0] == "resident"
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     for free, expected in ((2 * of.images.nbytes, "resident"), (2 * of.images.nbytes - 1, "host")):

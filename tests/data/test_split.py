@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from interlude_fast.config import DataConfig
+from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, Dataset, from_arrays
 from interlude_fast.data.manifest import manifest, replay, to_text
-from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, Source, from_arrays
 from interlude_fast.data.split import Split, choose, divide, draw_split, long_tailed_counts
 from interlude_fast.errors import ConfigError, DataError
 
 
-def source(per_class: tuple[int, ...] = (40, 30, 20), test: int = 9, **rest: Any) -> Source:
+def dataset(per_class: tuple[int, ...] = (40, 30, 20), test: int = 9, **rest: Any) -> Dataset:
     """Images that differ, `per_class` training images of every class and then 10 without a label."""
     labels = np.concatenate([np.repeat(np.arange(len(per_class)), per_class), np.full(10, UNLABELED)])
     images = np.arange(len(labels) * 64).astype(np.uint32).view(np.uint8)[: len(labels) * 64].reshape(-1, 8, 8, 1)
@@ -25,18 +25,18 @@ def source(per_class: tuple[int, ...] = (40, 30, 20), test: int = 9, **rest: Any
     return from_arrays("made", (images, labels), tested, [f"c{k}" for k in range(len(per_class))], **rest)
 
 
-def draw(made: Source | None = None, seed: int = 0, labels: int | None = 12, **settings: Any) -> Split:
+def draw(made: Dataset | None = None, seed: int = 0, labels: int | None = 12, **settings: Any) -> Split:
     includes = settings.pop("unlabeled_includes_labeled", True)
     options = DataConfig(labels=labels, unlabeled_includes_labeled=includes, split=settings)
-    return draw_split(made or source(), options, seed)
+    return draw_split(made or dataset(), options, seed)
 
 
-def counts(made: Source, part: np.ndarray) -> list[int]:
+def counts(made: Dataset, part: np.ndarray) -> list[int]:
     return np.bincount(made.labels[part], minlength=len(made.classes)).tolist()
 
 
 def test_balanced_follows_the_seed() -> None:
-    made, split = source(), draw()
+    made, split = dataset(), draw()
     assert counts(made, split.labeled) == [4, 4, 4]
     assert np.array_equal(split.labeled, draw().labeled)
     assert not np.array_equal(split.labeled, draw(seed=1).labeled)
@@ -51,12 +51,12 @@ def test_labeled_images_can_be_kept_out_of_the_unlabeled_ones() -> None:
 
 
 def test_every_label_there_is() -> None:
-    assert counts(source(), draw(labels=None).labeled) == [40, 30, 20]
+    assert counts(dataset(), draw(labels=None).labeled) == [40, 30, 20]
 
 
 def test_proportional_counts() -> None:
-    assert counts(source(), draw(labels=18, kind="proportional").labeled) == [8, 6, 4]
-    assert counts(source((99, 1)), draw(source((99, 1)), labels=100, kind="proportional").labeled) == [99, 1]
+    assert counts(dataset(), draw(labels=18, kind="proportional").labeled) == [8, 6, 4]
+    assert counts(dataset((99, 1)), draw(dataset((99, 1)), labels=100, kind="proportional").labeled) == [99, 1]
 
 
 def test_division_is_proportional_with_one_each_and_no_more_than_there_are() -> None:
@@ -76,22 +76,22 @@ def test_more_than_there_are_is_refused_at_once() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_large_hold_outs_leave_every_class_one_image(seed: int) -> None:
-    made = source((97, 3), test=0)
+    made = dataset((97, 3), test=0)
     split = draw(made, seed=seed, labels=None, test=0.9)
     assert counts(made, split.test) == [88, 2]
     assert counts(made, split.labeled) == [9, 1]
-    single = source((99, 1), test=0)
+    single = dataset((99, 1), test=0)
     assert counts(single, draw(single, seed=seed, labels=None, validation=0.5).labeled) == [49, 1]
 
 
 def test_shares_of_two_hold_outs_are_of_all_labeled_images() -> None:
-    made = source((100, 10), test=0)
+    made = dataset((100, 10), test=0)
     split = draw(made, labels=None, test=0.2, validation=0.1)
     assert (counts(made, split.test), counts(made, split.validation)) == ([20, 2], [10, 1])
 
 
 def test_long_tailed_labels_and_unlabeled_images() -> None:
-    made = source((40, 40, 40))
+    made = dataset((40, 40, 40))
     split = draw(made, labels=21, kind="long_tailed", imbalance=4, unlabeled_imbalance=4)
     assert counts(made, split.labeled) == [12, 6, 3]
     known = split.unlabeled[made.labels[split.unlabeled] >= 0]
@@ -103,19 +103,19 @@ def test_long_tailed_labels_and_unlabeled_images() -> None:
 
 
 def test_counts_of_each_class() -> None:
-    assert counts(source(), draw(counts=[1, 2, 7]).labeled) == [1, 2, 7]
+    assert counts(dataset(), draw(counts=[1, 2, 7]).labeled) == [1, 2, 7]
 
 
 @pytest.mark.parametrize("wish", [0.2, 18])
 def test_validation_images_are_in_no_other_part(wish: float) -> None:
-    made, split = source(), draw(validation=wish)
+    made, split = dataset(), draw(validation=wish)
     assert counts(made, split.validation) == [8, 6, 4]
     for other in (split.labeled, split.unlabeled, split.test):
         assert not np.intersect1d(split.validation, other).size
 
 
 def test_a_test_set_can_be_held_out_where_there_is_none() -> None:
-    made = source(test=0)
+    made = dataset(test=0)
     split = draw(made, test=0.1, validation=0.1)
     assert len(split.test) == len(split.validation) == 9
     parts = [split.test, split.validation, split.unlabeled]
@@ -124,7 +124,7 @@ def test_a_test_set_can_be_held_out_where_there_is_none() -> None:
 
 def test_groups_are_held_out_whole() -> None:
     groups = np.array([f"patient {i // 5}" for i in range(100)])
-    made = source(test=0, groups=groups)
+    made = dataset(test=0, groups=groups)
     split = draw(made, validation=0.2, test=0.2)
     held = [set(groups[part]) for part in (split.validation, split.test, split.unlabeled)]
     assert not held[0] & held[1]
@@ -133,7 +133,7 @@ def test_groups_are_held_out_whole() -> None:
 
 
 def test_open_set_classes_are_only_ever_unlabeled() -> None:
-    made = source().hide_classes(["c1"])
+    made = dataset().hide_classes(["c1"])
     assert made.classes == ("c0", "c2")
     split = draw(made)
     assert counts(made, split.labeled) == [6, 6]
@@ -142,7 +142,7 @@ def test_open_set_classes_are_only_ever_unlabeled() -> None:
 
 
 def test_predefined_folds() -> None:
-    made = source(folds=(np.arange(0, 90, 2), np.arange(1, 90, 2)))
+    made = dataset(folds=(np.arange(0, 90, 2), np.arange(1, 90, 2)))
     assert (draw(made, fold=1).labeled % 2 == 1).all()
     assert np.array_equal(draw(made, labels=None, fold=0).labeled, np.arange(0, 90, 2))
     with pytest.raises(ConfigError, match="has 2 folds"):
@@ -175,24 +175,24 @@ def test_settings_that_do_not_fit(labels: int | None, settings: dict, message: s
 
 def test_bad_sources_are_refused() -> None:
     with pytest.raises(DataError, match="class 'c1' has no training image with a label"):
-        source((5, 0, 5)).check()
+        dataset((5, 0, 5)).check()
     with pytest.raises(ConfigError, match="no class 'c9'"):
-        source().hide_classes(["c9"])
+        dataset().hide_classes(["c9"])
     with pytest.raises(ConfigError, match="leaves 1 of 3"):
-        source().hide_classes(["c0", "c1"])
+        dataset().hide_classes(["c0", "c1"])
 
 
-def written(path: Path, made: Source, split: Split, **changes: Any) -> Path:
+def written(path: Path, made: Dataset, split: Split, **changes: Any) -> Path:
     values = manifest(made, split, DataConfig(labels=12), 0)
     path.write_text(to_text({**values, **changes}))
     return path
 
 
 def test_a_manifest_replays_its_split(tmp_path: Path) -> None:
-    made = source()
+    made = dataset()
     split = draw(made, seed=3, validation=9, unlabeled_includes_labeled=False)
     file = written(tmp_path / "split.json", made, split)
-    again = replay(file, source())
+    again = replay(file, dataset())
     for name in vars(split):
         assert np.array_equal(getattr(again, name), getattr(split, name)), name
     values = json.loads(file.read_text())
@@ -200,15 +200,15 @@ def test_a_manifest_replays_its_split(tmp_path: Path) -> None:
 
 
 def test_a_manifest_of_other_data_names_the_difference(tmp_path: Path) -> None:
-    made = source()
+    made = dataset()
     file = written(tmp_path / "split.json", made, draw(made))
-    changed = source()
+    changed = dataset()
     changed.images[int(draw(made).labeled[2]), 3, 3] ^= 1
     with pytest.raises(DataError, match=r"made of other data: labeled image \d+ has hash"):
         replay(file, changed)
     with pytest.raises(DataError, match="it had 109 images, there are 100 now"):
-        replay(file, source(test=0))
-    relabeled = source()
+        replay(file, dataset(test=0))
+    relabeled = dataset()
     relabeled.labels[0] = 1
     with pytest.raises(DataError, match="labels or their order differ"):
         replay(file, relabeled)
@@ -232,7 +232,7 @@ def test_a_manifest_of_other_data_names_the_difference(tmp_path: Path) -> None:
     ids=str,
 )
 def test_edited_manifests_are_checked(tmp_path: Path, change: dict[str, Any]) -> None:
-    made = source()
+    made = dataset()
     values = {k: {"index": v, "hash": []} if k == "labeled" else v for k, v in change.items()}
     file = written(tmp_path / "split.json", made, draw(made), **values)
     with pytest.raises(DataError, match="is damaged"):
@@ -245,15 +245,15 @@ def test_edited_manifests_are_checked(tmp_path: Path, change: dict[str, Any]) ->
         (lambda f: f.write_text(f.read_text()[:200]), "cut short"),
         (lambda f: f.write_text("{}"), "not a split of this version"),
         (lambda f: f.unlink(), "No such file"),
-        (lambda f: written(f, source(), draw(), labeled=3), "damaged"),
+        (lambda f: written(f, dataset(), draw(), labeled=3), "damaged"),
     ],
 )
 def test_damaged_manifests(tmp_path: Path, change: Any, message: str) -> None:
-    file = written(tmp_path / "split.json", source(), draw())
+    file = written(tmp_path / "split.json", dataset(), draw())
     change(file)
     with pytest.raises(DataError, match=message):
-        replay(file, source())
+        replay(file, dataset())
 
 
 def test_parts_of_a_source() -> None:
-    assert source().indices(TRAIN).tolist() == list(range(100))
+    assert dataset().indices(TRAIN).tolist() == list(range(100))

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from interlude_fast.config import DataConfig, load
-from interlude_fast.data.sources import TEST, TRAIN, UNLABELED, load_source
-from interlude_fast.data.sources.stl10 import BINARY, FOLDER
+from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, load_dataset
+from interlude_fast.data.datasets.stl10 import BINARY, FOLDER
 from interlude_fast.errors import DataError
 from interlude_fast.experiment.run import train_run
 from interlude_fast.train.loop import prepare
@@ -48,24 +48,24 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_labels_and_folds(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="stl10", root=local_copy))
-    assert source.images.shape == (80, 96, 96, 3)
-    assert source.images.flags.c_contiguous
+    dataset = load_dataset(DataConfig(dataset="stl10", root=local_copy))
+    assert dataset.images.shape == (80, 96, 96, 3)
+    assert dataset.images.flags.c_contiguous
     for i in (5, 45, 75):  # training, unlabeled, test
-        assert np.argwhere(source.images[i]).tolist() == [[1, 3, 2]]
-    assert source.labels.tolist() == [*range(10)] * 4 + [UNLABELED] * 30 + [*range(10)]
-    assert source.indices(TRAIN).tolist() == list(range(70))
-    assert source.indices(TEST).tolist() == list(range(70, 80))
-    assert source.classes[3] == "class 3"
-    assert len(source.folds) == 10
-    assert source.folds[4].tolist() == list(range(1, 40, 4))
+        assert np.argwhere(dataset.images[i]).tolist() == [[1, 3, 2]]
+    assert dataset.labels.tolist() == [*range(10)] * 4 + [UNLABELED] * 30 + [*range(10)]
+    assert dataset.indices(TRAIN).tolist() == list(range(70))
+    assert dataset.indices(TEST).tolist() == list(range(70, 80))
+    assert dataset.classes[3] == "class 3"
+    assert len(dataset.folds) == 10
+    assert dataset.folds[4].tolist() == list(range(1, 40, 4))
 
 
 def test_the_images_are_torchvisions(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="stl10", root=local_copy))
+    dataset = load_dataset(DataConfig(dataset="stl10", root=local_copy))
     whole = torchvision.datasets.STL10(str(local_copy), split="train+unlabeled")
-    assert np.array_equal(source.images[:70], whole.data.transpose(0, 2, 3, 1))
-    assert source.labels[:40].tolist() == whole.labels[:40].tolist()
+    assert np.array_equal(dataset.images[:70], whole.data.transpose(0, 2, 3, 1))
+    assert dataset.labels[:40].tolist() == whole.labels[:40].tolist()
 
 
 def test_the_preset_trains_it(local_copy: Path) -> None:
@@ -99,5 +99,5 @@ def test_incomplete_copies_get_one_line(
 ) -> None:
     damage(local_copy / FOLDER / name)
     with pytest.raises(DataError, match=message) as caught:
-        load_source(DataConfig(dataset="stl10", root=local_copy))
+        load_dataset(DataConfig(dataset="stl10", root=local_copy))
     assert "\n" not in str(caught.value)

@@ -10,7 +10,7 @@ import pytest
 import scipy.io
 
 from interlude_fast.config import DataConfig, load
-from interlude_fast.data.sources import TEST, TRAIN, load_source
+from interlude_fast.data.datasets import TEST, TRAIN, load_dataset
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.experiment.run import train_run
 from interlude_fast.train.loop import prepare
@@ -39,23 +39,23 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_and_labels(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="svhn", root=local_copy))
-    assert source.images.shape == (80, 32, 32, 3)
-    assert source.images.flags.c_contiguous
+    dataset = load_dataset(DataConfig(dataset="svhn", root=local_copy))
+    assert dataset.images.shape == (80, 32, 32, 3)
+    assert dataset.images.flags.c_contiguous
     for i in (5, 65):
-        assert np.argwhere(source.images[i]).tolist() == [[1, 3, 2]]
-    assert source.labels[source.indices(TEST)].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
+        assert np.argwhere(dataset.images[i]).tolist() == [[1, 3, 2]]
+    assert dataset.labels[dataset.indices(TEST)].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0] * 2
     original = scipy.io.loadmat(local_copy / "train_32x32.mat")["X"]
-    assert np.array_equal(source.images[11], original[..., 11])
-    assert (source.classes, source.flip) == (tuple("0123456789"), False)
+    assert np.array_equal(dataset.images[11], original[..., 11])
+    assert (dataset.classes, dataset.flip) == (tuple("0123456789"), False)
 
 
 def test_extra_images_train_too(local_copy: Path) -> None:
-    source = load_source(DataConfig(dataset="svhn", root=local_copy, extra=True))
-    assert len(source.indices(TRAIN)) == 90
-    assert source.indices(TEST).tolist() == list(range(90, 110))
+    dataset = load_dataset(DataConfig(dataset="svhn", root=local_copy, extra=True))
+    assert len(dataset.indices(TRAIN)) == 90
+    assert dataset.indices(TEST).tolist() == list(range(90, 110))
     with pytest.raises(ConfigError, match=r"data\.extra = True means nothing to the data set 'digits'"):
-        load_source(DataConfig(dataset="digits", extra=True))
+        load_dataset(DataConfig(dataset="digits", extra=True))
 
 
 def test_the_preset_trains_it(local_copy: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_run_from_a_local_copy(local_copy: Path) -> None:
 def test_incomplete_copies_name_the_file_and_the_folder(local_copy: Path, damage: str) -> None:
     file = local_copy / "extra_32x32.mat"
     file.write_bytes(file.read_bytes()[:100]) if damage == "cut short" else file.unlink()
-    load_source(DataConfig(dataset="svhn", root=local_copy))
+    load_dataset(DataConfig(dataset="svhn", root=local_copy))
     with pytest.raises(DataError, match=rf"svhn wants extra_32x32\.mat in {local_copy}, .*no network") as caught:
-        load_source(DataConfig(dataset="svhn", root=local_copy, extra=True))
+        load_dataset(DataConfig(dataset="svhn", root=local_copy, extra=True))
     assert "\n" not in str(caught.value)

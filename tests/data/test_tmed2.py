@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from interlude_fast.config import DataConfig, load
+from interlude_fast.data.datasets import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, load_dataset, tmed2
+from interlude_fast.data.datasets.tmed2 import TABLE, records
 from interlude_fast.data.files import Record
-from interlude_fast.data.sources import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, load_source, tmed2
-from interlude_fast.data.sources.tmed2 import TABLE, records
 from interlude_fast.errors import ConfigError, DataError
 from tests.helpers import write_images
 
@@ -81,13 +81,13 @@ def test_images_as_the_network_sees_them(
 ) -> None:
     monkeypatch.setenv("INTERLUDE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
     write_images(root, [r.path for r in records(root)[0]], (112, 112), mode="L")
-    source = tmed2.load(DataConfig(dataset="tmed2", root=root))
-    assert source.images.shape == (10, 112, 112, 1)
-    assert (source.mean, source.std, source.flip) == ((0.0,), (1.0,), False)
-    assert source.groups.tolist()[:3] == ["5269", "5269", "17"]
-    assert [len(source.indices(part)) for part in (TRAIN, VALIDATION, TEST, EXCLUDED)] == [5, 1, 1, 3]
+    dataset = tmed2.load(DataConfig(dataset="tmed2", root=root))
+    assert dataset.images.shape == (10, 112, 112, 1)
+    assert (dataset.mean, dataset.std, dataset.flip) == ((0.0,), (1.0,), False)
+    assert dataset.groups.tolist()[:3] == ["5269", "5269", "17"]
+    assert [len(dataset.indices(part)) for part in (TRAIN, VALIDATION, TEST, EXCLUDED)] == [5, 1, 1, 3]
     with pytest.raises(ConfigError, match=r"tmed2 wants data\.root"):
-        load_source(DataConfig(dataset="tmed2"))
+        load_dataset(DataConfig(dataset="tmed2"))
 
 
 def test_the_preset() -> None:

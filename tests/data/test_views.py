@@ -14,8 +14,8 @@ from tests.helpers import small_config
 
 
 def plans(labeled: tuple, unlabeled: tuple, **more):
-    source, split = load_data(small_config())
-    store = build_store(source, split, torch.device("cpu"))
+    dataset, split = load_data(small_config())
+    store = build_store(dataset, split, torch.device("cpu"))
     order = RowOrder(4, 2, labeled, unlabeled)
     return order, Sampler(store, order, 0, **more).plan(3)
 
@@ -42,8 +42,8 @@ def test_first_views_do_not_depend_on_second_ones() -> None:
 
 def test_ranks_share_the_draws_of_second_views() -> None:
     order, plan = plans(("weak", "weak2"), ("weak", "weak2"))
-    source, split = load_data(small_config())
-    store = build_store(source, split, torch.device("cpu"))
+    dataset, split = load_data(small_config())
+    store = build_store(dataset, split, torch.device("cpu"))
     ranks = [Sampler(store, order, 0, rank=r, world=3).plan(3) for r in range(3)]
     assert torch.equal(plan.keys, torch.cat([p.keys for p in ranks]))
     assert torch.equal(plan.items, torch.cat([p.items for p in ranks]))
@@ -66,10 +66,17 @@ def test_pipelines_make_second_views(pipeline: str) -> None:
     from interlude_fast.train.loop import view_policy
 
     config = small_config()
-    source, split = load_data(config)
+    dataset, split = load_data(config)
     order = RowOrder(4, 2, ("weak",), ("weak", "weak2", "strong", "strong2"))
     made = build_pipeline(
-        pipeline, source, split, order, view_policy(config, source), seed=0, device=torch.device("cpu"), workers=0
+        pipeline,
+        dataset,
+        split,
+        order,
+        view_policy(config, dataset),
+        seed=0,
+        device=torch.device("cpu"),
+        workers=0,
     )
     _, weak, weak2, strong, strong2 = made.batch(0).split(made.batch(0).images)
     made.close()

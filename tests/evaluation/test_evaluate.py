@@ -110,7 +110,7 @@ def test_folder_table_and_arrays_are_one_test_set(place: Path, tmp_path: Path) -
     names = np.array(["dog", "elephant", "emu"])  # without images of the second
     labels = np.array([int(np.flatnonzero(names == f.parent.name)[0]) for f in files])
     np.savez(tmp_path / "set.npz", images=pixels, labels=labels, classes=names)
-    with pytest.raises(DataError, match=r"label 'dog' of the test split"):  # the training source is stricter
+    with pytest.raises(DataError, match=r"label 'dog' of the test split"):  # the training dataset is stricter
         load_table(tmp_path / "set.csv")
     sets = {"folder": tmp_path / "set", "csv": tmp_path / "set.csv", "npz": tmp_path / "set.npz"}
     found = evaluate_in_full(place / "run", networks=["ema"], transfer=sets)
@@ -119,9 +119,9 @@ def test_folder_table_and_arrays_are_one_test_set(place: Path, tmp_path: Path) -
 
 
 def load_table(file: Path) -> None:
-    from interlude_fast.data.sources import load_source
+    from interlude_fast.data.datasets import load_dataset
 
-    load_source(load(None, [{"data": {"dataset": "csv", "root": file}}]).data)
+    load_dataset(load(None, [{"data": {"dataset": "csv", "root": file}}]).data)
 
 
 def test_what_is_no_test_set(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ ORDER = RowOrder(64, 7, BOTH, BOTH, "interdigitated")
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_views_are_those_of_the_cpu(channels: int) -> None:
-    source, policy = array_source(scenes(500, 32, channels)), Policy(flip=True)
-    cpu = make("dali", source, ORDER, policy)
-    gpu = make("dali", source, ORDER, policy, device=CUDA)
+    dataset, policy = array_source(scenes(500, 32, channels)), Policy(flip=True)
+    cpu = make("dali", dataset, ORDER, policy)
+    gpu = make("dali", dataset, ORDER, policy, device=CUDA)
     for step in (0, 1, 5, 2):
         a, b = cpu.batch(step), gpu.batch(step)
         assert b.images.device.type == b.labels.device.type == b.unlabeled_items.device.type == "cuda"
@@ -42,12 +42,12 @@ def test_views_are_those_of_the_cpu(channels: int) -> None:
 @pytest.mark.filterwarnings("ignore:pipeline dali decodes")
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 def test_files_are_decoded_on_the_gpu(tmp_path: Path, fit: str) -> None:
-    source = file_source(tmp_path, 3, fit)
-    p = make("dali", source, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None, device=CUDA)
+    dataset = file_source(tmp_path, 3, fit)
+    p = make("dali", dataset, RowOrder(24, 1, WEAK, ()), NO_CHANGE, labels=None, device=CUDA)
     items = p.sampler.plan(0).items.cpu()
     images = p.batch(0).images.cpu().permute(0, 2, 3, 1)
     p.close()
-    difference = (images - torch.from_numpy(source.images)[items]).abs().mean((1, 2, 3))
+    difference = (images - torch.from_numpy(dataset.images)[items]).abs().mean((1, 2, 3))
     assert float(difference.max()) < 3  # nvJPEG rounds otherwise
 
 

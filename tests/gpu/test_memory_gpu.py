@@ -27,7 +27,7 @@ def test_a_step_takes_what_is_estimated(precision: str) -> None:
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
     run = prepare(config)
-    estimate = Need(config, run.source, run.split).estimate()
+    estimate = Need(config, run.dataset, run.split).estimate()
     assert estimate is not None
     for step in range(2):
         torch.cuda.reset_peak_memory_stats()

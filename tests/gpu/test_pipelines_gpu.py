@@ -10,9 +10,9 @@ from interlude_fast import ops
 from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import Dataset, from_arrays
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.pipelines.host import HostPipeline
-from interlude_fast.data.sources import Source, from_arrays
 from interlude_fast.data.split import draw_split
 
 CUDA = torch.device("cuda")
@@ -24,13 +24,13 @@ pytestmark = [
 ]
 
 
-def source(side: int = 96) -> Source:
+def dataset(side: int = 96) -> Dataset:
     images = np.random.default_rng(0).integers(0, 256, (1500, side, side, 3), dtype=np.uint8)
     pair = (images, np.arange(len(images)) % 10)
     return from_arrays("noise", pair, None, [*map(str, range(10))], mean=(0.4,) * 3, std=(0.3,) * 3)
 
 
-def build(name: str, of: Source, device: torch.device = CUDA, workers: int | None = 2) -> Pipeline:
+def build(name: str, of: Dataset, device: torch.device = CUDA, workers: int | None = 2) -> Pipeline:
     order = RowOrder(32, 7, ("weak", "strong"), ("weak", "strong"), "interdigitated")
     split = draw_split(of, DataConfig(labels=100), 0)
     return build_pipeline(name, of, split, order, Policy(flip=True), seed=1, device=device, workers=workers)
@@ -43,7 +43,7 @@ def spin() -> None:
 
 @pytest.mark.parametrize("lagging", ["device", "host", "neither"])
 def test_host_equals_resident_on_a_gpu(lagging: str) -> None:
-    of = source()
+    of = dataset()
     host, resident = build("host", of), build("resident", of)
     expected = [resident.batch(step) for step in range(STEPS)]
     torch.cuda.synchronize()
@@ -62,7 +62,7 @@ def test_host_equals_resident_on_a_gpu(lagging: str) -> None:
 
 
 def test_host_out_of_order_on_a_gpu() -> None:
-    of = source()
+    of = dataset()
     host, resident = build("host", of), build("resident", of)
     for step in (5, 6, 2, 2, 3, 11, 0):
         spin()
@@ -71,7 +71,7 @@ def test_host_out_of_order_on_a_gpu() -> None:
 
 
 def test_a_consumer_on_another_stream() -> None:
-    of = source()
+    of = dataset()
     host, resident = build("host", of), build("resident", of)
     expected = [resident.batch(step).images for step in range(STEPS)]
     torch.cuda.synchronize()
@@ -86,7 +86,7 @@ def test_a_consumer_on_another_stream() -> None:
 
 
 def test_images_are_staged_in_pinned_memory_and_batch_does_not_wait_for_the_device() -> None:
-    host = build("host", source())
+    host = build("host", dataset())
     assert isinstance(host, HostPipeline)
     host.batch(0)
     assert all(staging.host.is_pinned() for _, staging, _ in host.pending)
@@ -100,7 +100,7 @@ def test_images_are_staged_in_pinned_memory_and_batch_does_not_wait_for_the_devi
 
 
 def test_a_gpu_and_a_cpu_make_the_same_batches() -> None:
-    of = source(32)
+    of = dataset(32)
     made = build("resident", of, torch.device("cpu"))
     for name, workers in (("host", 0), ("host", 2), ("torchvision", 2)):
         if name == "torchvision":
@@ -112,6 +112,6 @@ def test_a_gpu_and_a_cpu_make_the_same_batches() -> None:
 
 
 def test_auto_names_the_device_and_what_is_free_there() -> None:
-    name, why = choose_pipeline("auto", source(32), CUDA)
+    name, why = choose_pipeline("auto", dataset(32), CUDA)
     assert name == "resident"
     assert "free on cuda:0" in why

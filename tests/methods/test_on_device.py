@@ -45,12 +45,14 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_needs_nothing_of_the_host(name: str) -> None:
     config = resolve(small_config(method={"name": name}))
-    source, split = load_data(config)
-    method = build_method(name, config.method.options(), problem(config, source, split))
-    network = build_network(config, method, Shape(len(source.classes), source.channels, source.size))
+    dataset, split = load_data(config)
+    method = build_method(name, config.method.options(), problem(config, dataset, split))
+    network = build_network(config, method, Shape(len(dataset.classes), dataset.channels, dataset.size))
     method, network = method.to(META), network.to(META)
     order = RowOrder(4, 2, method.labeled_views, method.unlabeled_views, method.layout)
-    images = torch.empty(order.count, source.size, source.size, source.channels, device=META).permute(0, 3, 1, 2)
+    images = torch.empty(order.count, dataset.size, dataset.size, dataset.channels, device=META).permute(
+        0, 3, 1, 2
+    )
     labels, items = (torch.zeros(shape, dtype=torch.int64, device=META) for shape in ((4,), (4, 2)))
     batch = Batch(images, labels, order, items, torch.zeros((), dtype=torch.int64, device=META))
     with OneDevice():

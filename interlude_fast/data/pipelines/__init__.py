@@ -8,8 +8,8 @@ import torch
 
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.sampler import Sampler
-from interlude_fast.data.sources import Source
 from interlude_fast.data.split import Split
 from interlude_fast.data.store import build_store
 from interlude_fast.errors import unknown
@@ -25,7 +25,7 @@ PIPELINES: dict[str, str] = {
 }
 
 
-def choose_pipeline(wish: str, source: Source, device: torch.device) -> tuple[str, str]:
+def choose_pipeline(wish: str, dataset: Dataset, device: torch.device) -> tuple[str, str]:
     """(pipeline, why): `auto` keeps the images on the device where they take at most half of its free memory.
 
     Args:
@@ -33,7 +33,7 @@ def choose_pipeline(wish: str, source: Source, device: torch.device) -> tuple[st
     """
     if wish != "auto":
         return wish, "asked for"
-    needed = source.images.nbytes
+    needed = dataset.images.nbytes
     if device.type == "cpu":
         return "resident", f"{needed / 1e6:,.0f} MB of images in memory or mapped"
     if device.index is None:
@@ -46,7 +46,7 @@ def choose_pipeline(wish: str, source: Source, device: torch.device) -> tuple[st
 
 def build_pipeline(
     name: str,
-    source: Source,
+    dataset: Dataset,
     split: Split,
     order: RowOrder,
     policy: Policy,
@@ -58,7 +58,7 @@ def build_pipeline(
     rank: int = 0,
     world: int = 1,
 ) -> Pipeline:
-    """The pipeline `name` over a source's images; its store is `pipeline.sampler.store`.
+    """The pipeline `name` over a dataset's images; its store is `pipeline.sampler.store`.
 
     Raises:
         ConfigError: no such pipeline, its package is not installed, or it cannot do what the policy asks.
@@ -66,10 +66,10 @@ def build_pipeline(
     """
     if name not in PIPELINES:
         raise unknown("pipeline", name, PIPELINES)
-    store = build_store(source, split, device, on_host=name != "resident")
+    store = build_store(dataset, split, device, on_host=name != "resident")
     sampler = Sampler(store, order, seed, paired=policy.paired, rank=rank, world=world)
     module = importlib.import_module(PIPELINES[name])
-    pipeline: Pipeline = module.build(Ingredients(source, sampler, policy, seed, dtype, workers))
+    pipeline: Pipeline = module.build(Ingredients(dataset, sampler, policy, seed, dtype, workers))
     return pipeline
 
 

@@ -9,9 +9,9 @@ import torch
 
 from interlude_fast.data.augment import Policy, ViewMaker, normalization_table
 from interlude_fast.data.batch import Batch
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.sampler import Sampler
-from interlude_fast.data.sources import Source
 
 
 class Pipeline(Protocol):
@@ -40,7 +40,7 @@ class Ingredients:
         workers: processes or threads; None: as many as there are cores.
     """
 
-    source: Source
+    dataset: Dataset
     sampler: Sampler
     policy: Policy
     seed: int
@@ -55,5 +55,5 @@ class Ingredients:
         """The fused op set up for this policy; `table` as for augment_views, None: normalization."""
         if table is None:
             device = self.sampler.store.device
-            table = normalization_table(self.source.mean, self.source.std, self.dtype, device)
-        return ViewMaker(self.policy, self.source.size, self.seed, table)
+            table = normalization_table(self.dataset.mean, self.dataset.std, self.dtype, device)
+        return ViewMaker(self.policy, self.dataset.size, self.seed, table)

@@ -21,15 +21,15 @@ from torch import Tensor
 
 from interlude_fast.data.augment import ViewMaker, normalization_table
 from interlude_fast.data.batch import VIEWS, Batch
+from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.sampler import Plan, Sampler
-from interlude_fast.data.sources import Source
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.reference.augment import FIXED, OPS
 
 from .base import Ingredients
 
 DEPTH = 2  # steps in work
-# Files that DALI decodes as Pillow does; images of others are fed as the source prepared them.
+# Files that DALI decodes as Pillow does; images of others are fed as the dataset prepared them.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".ppm", ".pgm")
 MODES = ("L", "RGB")
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "PPM")
@@ -39,14 +39,14 @@ class Feeder:
     """Gives DALI the numbers of one step after the other. A sample is a distinct image, with all its views.
 
     Args:
-        decoded: bool [N], which of the source's images DALI reads from files.
+        decoded: bool [N], which of the dataset's images DALI reads from files.
         branches: int32 [14], DALI's number of each of OPS.
     """
 
     def __init__(
-        self, source: Source, sampler: Sampler, maker: ViewMaker, decoded: np.ndarray, branches: np.ndarray
+        self, dataset: Dataset, sampler: Sampler, maker: ViewMaker, decoded: np.ndarray, branches: np.ndarray
     ) -> None:
-        self.source, self.sampler, self.maker = source, sampler.on(torch.device("cpu")), maker
+        self.dataset, self.sampler, self.maker = dataset, sampler.on(torch.device("cpu")), maker
         self.decoded, self.branches = decoded, branches
         self.next = 0
         self.ahead: deque[tuple[int, Plan]] = deque()  # fed, and not yet taken
@@ -80,7 +80,7 @@ class Feeder:
             fed[f"flip{v}"], fed[f"corner{v}"] = drawn.flip[row].int().numpy(), corner[row].int().numpy()
         if 1 in self.row_of_sample:
             row = self.row_of_sample[1].clamp(min=0)
-            x0, y0, x1, y1 = drawn.box[row].clamp(max=self.source.size - 1).float().unbind(1)
+            x0, y0, x1, y1 = drawn.box[row].clamp(max=self.dataset.size - 1).float().unbind(1)
             fed["square_corner"] = torch.stack([y0, x0], 1).numpy()
             fed["square_sides"] = torch.stack([y1 - y0 + 1, x1 - x0 + 1], 1).clamp(min=0).numpy()
             for i in range(drawn.op.shape[1]):
@@ -93,10 +93,10 @@ class Feeder:
         return fed
 
     def _images(self, items: np.ndarray) -> dict[str, Any]:
-        images, files = self.source.images, self.source.files
+        images, files = self.dataset.images, self.dataset.files
         if files is None or not self.decoded.any():
             return {"pixels": images[items]}
-        none = np.zeros((0, 0, self.source.channels), dtype=np.uint8)
+        none = np.zeros((0, 0, self.dataset.channels), dtype=np.uint8)
         chosen = [(int(i), bool(self.decoded[i])) for i in items]
         return {
             "decoded": self.decoded[items],
@@ -106,7 +106,7 @@ class Feeder:
 
     def bad_file(self, plan: Plan) -> str | None:
         """The first file of a step that is not what DALI decodes; for the error that says so."""
-        files = self.source.files
+        files = self.dataset.files
         if files is None:
             return None
         for i in plan.items.unique().tolist():
@@ -206,17 +206,17 @@ def build(made_of: Ingredients) -> DaliPipeline:
         raise ConfigError("pipeline dali needs NVIDIA DALI: pip install 'interlude-fast[dali]'") from None
     except (ImportError, OSError) as error:  # its libraries
         raise ConfigError(f"pipeline dali: NVIDIA DALI does not load: {error}") from None
-    source, sampler = made_of.source, made_of.sampler
+    dataset, sampler = made_of.dataset, made_of.sampler
     device = sampler.store.device
     # Draws and tables are the host's: only its C channels and device count of this table.
-    maker = made_of.view_maker(normalization_table(source.mean, source.std, torch.float32, torch.device("cpu")))
-    decoded = _decoded_by_dali(source)
-    feeder = Feeder(source, sampler, maker, decoded, dali_graph.BRANCH_OF)
+    maker = made_of.view_maker(normalization_table(dataset.mean, dataset.std, torch.float32, torch.device("cpu")))
+    decoded = _decoded_by_dali(dataset)
+    feeder = Feeder(dataset, sampler, maker, decoded, dali_graph.BRANCH_OF)
     spec = dali_graph.Spec(
-        side=source.size,
-        channels=source.channels,
-        mean=tuple(255 * m for m in source.mean),
-        std=tuple(255 * s for s in source.std),
+        side=dataset.size,
+        channels=dataset.channels,
+        mean=tuple(255 * m for m in dataset.mean),
+        std=tuple(255 * s for s in dataset.std),
         fill=maker.fill,
         pad=maker.pad,
         ops=maker.form.ops,
@@ -224,8 +224,8 @@ def build(made_of: Ingredients) -> DaliPipeline:
         partial=tuple(v for v, row in feeder.row_of_sample.items() if int(row.min()) < 0),
         files=bool(decoded.any()),
         pixels=not decoded.all(),
-        resize=source.files is not None and bool((source.files.sizes[decoded] != source.size).any()),
-        fit=source.fit,
+        resize=dataset.files is not None and bool((dataset.files.sizes[decoded] != dataset.size).any()),
+        fit=dataset.fit,
         gpu=device.type == "cuda",
     )
     where = (torch.cuda.current_device() if device.index is None else device.index) if spec.gpu else None
@@ -247,11 +247,11 @@ def build(made_of: Ingredients) -> DaliPipeline:
     return DaliPipeline(sampler, feeder, start, made_of.dtype)
 
 
-def _decoded_by_dali(source: Source) -> np.ndarray:
+def _decoded_by_dali(dataset: Dataset) -> np.ndarray:
     """bool [N]: images that DALI reads from their files. Says how many it does not, where it does others."""
-    files = source.files
+    files = dataset.files
     if files is None:
-        return np.zeros(len(source.images), dtype=bool)
+        return np.zeros(len(dataset.images), dtype=bool)
     pairs = zip(files.paths, files.modes, strict=True)
     found = np.array([mode in MODES and _decodes(files.root / path) for path, mode in pairs])
     if not found.all():

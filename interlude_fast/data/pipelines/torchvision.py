@@ -167,10 +167,10 @@ def _ignore_interrupts(worker: int) -> None:
 
 
 def build(made_of: Ingredients) -> TorchvisionPipeline:
-    source, sampler, workers = made_of.source, made_of.sampler, made_of.worker_count
-    pixels = torch.arange(256, dtype=torch.uint8).repeat(source.channels, 1)
+    dataset, sampler, workers = made_of.dataset, made_of.sampler, made_of.worker_count
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(dataset.channels, 1)
     shards = max(1, min(workers, len(sampler.views)))
-    views = Views(sampler.on(CPU), made_of.view_maker(pixels), source.images, shards)
+    views = Views(sampler.on(CPU), made_of.view_maker(pixels), dataset.images, shards)
     table = made_of.view_maker().table
-    normalize = ViewMaker(Policy(flip=False, crop=0, n=0, cutout=0), source.size, 0, table)
+    normalize = ViewMaker(Policy(flip=False, crop=0, n=0, cutout=0), dataset.size, 0, table)
     return TorchvisionPipeline(sampler, views, normalize, workers)

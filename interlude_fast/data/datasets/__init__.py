@@ -15,18 +15,18 @@ import numpy as np
 from interlude_fast.config import DataConfig, Fit
 from interlude_fast.errors import ConfigError, DataError, nearest, unknown
 
-# name -> module with `load(options: DataConfig, progress) -> Source` and `USES`, the settings that it reads;
+# name -> module with `load(options: DataConfig, progress) -> Dataset` and `USES`, the settings that it reads;
 # imported when asked for.
-SOURCES: dict[str, str] = {
-    "cifar10": "interlude_fast.data.sources.cifar10",
-    "cifar100": "interlude_fast.data.sources.cifar100",
-    "csv": "interlude_fast.data.sources.csv_table",
-    "digits": "interlude_fast.data.sources.digits",
-    "folder": "interlude_fast.data.sources.folder",
-    "npz": "interlude_fast.data.sources.npz",
-    "stl10": "interlude_fast.data.sources.stl10",
-    "svhn": "interlude_fast.data.sources.svhn",
-    "tmed2": "interlude_fast.data.sources.tmed2",
+DATASETS: dict[str, str] = {
+    "cifar10": "interlude_fast.data.datasets.cifar10",
+    "cifar100": "interlude_fast.data.datasets.cifar100",
+    "csv": "interlude_fast.data.datasets.csv_table",
+    "digits": "interlude_fast.data.datasets.digits",
+    "folder": "interlude_fast.data.datasets.folder",
+    "npz": "interlude_fast.data.datasets.npz",
+    "stl10": "interlude_fast.data.datasets.stl10",
+    "svhn": "interlude_fast.data.datasets.svhn",
+    "tmed2": "interlude_fast.data.datasets.tmed2",
 }
 
 UNLABELED = -1
@@ -55,7 +55,7 @@ class Files:
 
 
 @dataclass(frozen=True)
-class Source:
+class Dataset:
     """All images of a data set, one numbering for everything that refers to them.
 
     Attributes:
@@ -115,7 +115,7 @@ class Source:
         whole.update("\n".join(self.classes).encode("utf-8", "surrogateescape"))
         return whole.hexdigest()
 
-    def check(self) -> Source:
+    def check(self) -> Dataset:
         """Itself, where it is consistent.
 
         Raises:
@@ -132,7 +132,7 @@ class Source:
             raise DataError(f"{self.name}: class '{empty[0]}' has no training image with a label")
         return self
 
-    def hide_classes(self, names: Sequence[str]) -> Source:
+    def hide_classes(self, names: Sequence[str]) -> Dataset:
         """Open set: the training images of these classes lose their labels, validation and test images of them
         are excluded, and the class numbers close up.
 
@@ -161,16 +161,16 @@ def from_arrays(
     test: tuple[np.ndarray, np.ndarray] | None,
     classes: Sequence[str],
     **rest: Any,
-) -> Source:
-    """A Source of arrays: (images uint8 [N, S, S, C], labels [N], UNLABELED where there is none) of training
+) -> Dataset:
+    """A Dataset of arrays: (images uint8 [N, S, S, C], labels [N], UNLABELED where there is none) of training
     and test. mean and std, where they are not given, are those of the training images."""
     return from_parts(name, [(TRAIN, *train), *([(TEST, *test)] if test is not None else [])], classes, **rest)
 
 
 def from_parts(
     name: str, parts: Sequence[tuple[int, np.ndarray, np.ndarray]], classes: Sequence[str], **rest: Any
-) -> Source:
-    """A Source of any number of (part, images, labels), as in from_arrays and in this order; the first one, of
+) -> Dataset:
+    """A Dataset of any number of (part, images, labels), as in from_arrays and in this order; the first one, of
     training images, has at least one. Views and memory-mapped files are copied once, into the result."""
     parts = [parts[0], *(p for p in parts[1:] if len(p[1]))]
     first = parts[0][1]
@@ -183,7 +183,7 @@ def from_parts(
     labels = np.concatenate([np.asarray(y, dtype=np.int64) for _, _, y in parts])
     if "mean" not in rest:
         rest["mean"], rest["std"] = pixel_statistics(first)
-    return Source(name, images, labels, kinds, tuple(classes), **rest)
+    return Dataset(name, images, labels, kinds, tuple(classes), **rest)
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -198,7 +198,7 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     return tuple(means), tuple(max(s, 1 / 255) for s in stds)  # a constant channel stays finite
 
 
-def load_source(options: DataConfig, progress: Any = None) -> Source:
+def load_dataset(options: DataConfig, progress: Any = None) -> Dataset:
     """The data set that `options` names, checked, with its open-set classes hidden.
 
     Args:
@@ -209,18 +209,18 @@ def load_source(options: DataConfig, progress: Any = None) -> Source:
         DataError: its files are missing, incomplete or damaged.
     """
     name = options.dataset
-    if name not in SOURCES:
-        raise unknown("data set", name, SOURCES)
-    module = importlib.import_module(SOURCES[name])
-    for key in DataConfig.OF_SOME_SOURCES:
+    if name not in DATASETS:
+        raise unknown("data set", name, DATASETS)
+    module = importlib.import_module(DATASETS[name])
+    for key in DataConfig.OF_SOME_DATASETS:
         if getattr(options, key) != DataConfig.model_fields[key].default and key not in module.USES:
             raise ConfigError(
                 f"data.{key} = {getattr(options, key)} means nothing to the data set '{name}'; "
                 "your own images: --dataset folder, csv or npz"
             )
-    source: Source = module.load(options, progress)
-    source = source.hide_classes(options.split.unknown_classes).check()
+    dataset: Dataset = module.load(options, progress)
+    dataset = dataset.hide_classes(options.split.unknown_classes).check()
     for key, asked in (("mean", options.mean), ("std", options.std)):
-        if asked is not None and len(asked) != source.channels:
-            raise ConfigError(f"data.{key} = {asked}: the images of {name} have {source.channels} channels")
-    return replace(source, mean=tuple(options.mean or source.mean), std=tuple(options.std or source.std))
+        if asked is not None and len(asked) != dataset.channels:
+            raise ConfigError(f"data.{key} = {asked}: the images of {name} have {dataset.channels} channels")
+    return replace(dataset, mean=tuple(options.mean or dataset.mean), std=tuple(options.std or dataset.std))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.files import Record, image_paths, source_from_files
+from interlude_fast.data.files import Record, dataset_from_files, image_paths
 from interlude_fast.errors import ConfigError, DataError
 
-from . import PARTS, TEST, TRAIN, UNLABELED, VALIDATION, Source
+from . import PARTS, TEST, TRAIN, UNLABELED, VALIDATION, Dataset
 
 USES = ("root", "labeled", "unlabeled", "test", "size", "channels", "fit", "max_unreadable", "cache")
 # Folders of a root that are parts, not classes, where one of TRAIN_NAMES is there.
@@ -23,7 +23,7 @@ TRAIN_NAMES, UNLABELED_NAMES = ("train", "labeled"), ("unlabeled",)
 PART_NAMES = {TRAIN: TRAIN_NAMES, TEST: ("test",), VALIDATION: ("val", "valid", "validation")}
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """Images of any size, resized once (data/images.py); class names are folder names.
 
     Raises:
@@ -47,7 +47,7 @@ def load(options: DataConfig, progress: Any = None) -> Source:
         if not found:
             raise DataError(f"folder: no image in the unlabeled folder {unlabeled}")
         records += [Record(path, UNLABELED, TRAIN) for path in found if os.path.realpath(root / path) not in seen]
-    return source_from_files("folder", root, records, classes, options, progress)
+    return dataset_from_files("folder", root, records, classes, options, progress)
 
 
 def _folders(options: DataConfig) -> tuple[dict[int, Path | None], Path | None]:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.files import Record, source_from_files
+from interlude_fast.data.files import Record, dataset_from_files
 from interlude_fast.data.images import refuse_unseen
 from interlude_fast.errors import ConfigError, DataError
 
-from . import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, Source
+from . import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, Dataset
 
 USES = ("root", "size", "channels", "fit", "max_unreadable", "cache")
 TABLE = "DEV56/TMED2_fold0_labeledpart.csv"
@@ -32,7 +32,7 @@ SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 UNLABELED_FOLDER = "unlabeled_set"
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """The four-view task, uint8 [N, 112, 112, 1], with training, validation and test images of its own and
     patients as groups. Pixels are not normalized. Views are not flipped, which would exchange the sides of the
     heart; the released InterLUDE code does flip: `augment.flip: true`.
@@ -46,7 +46,7 @@ def load(options: DataConfig, progress: Any = None) -> Source:
     root, channels = _table(options.root)[0], options.channels or 1
     options = options.model_copy(update={"size": options.size or 112, "channels": channels})
     mean, std = (0.0,) * channels, (1.0,) * channels
-    return source_from_files("tmed2", root, found, classes, options, progress, mean=mean, std=std, flip=False)
+    return dataset_from_files("tmed2", root, found, classes, options, progress, mean=mean, std=std, flip=False)
 
 
 def records(root: Path) -> tuple[list[Record], tuple[str, ...]]:
@@ -109,9 +109,9 @@ def _labeled(folder: Path, table: Path, number: int, row: dict[str, str]) -> Rec
     return Record(path, CLASSES.index(view), SPLITS[split], _patient(path))
 
 
-def _find(folder: Path, source: str, name: str) -> str | None:
+def _find(folder: Path, dataset: str, name: str) -> str | None:
     """Path of an image relative to folder; an archive that was unpacked into its own folder adds one level."""
-    for path in (f"{source}/{name}", f"{source}/{source.rsplit('/', 1)[-1]}/{name}"):
+    for path in (f"{dataset}/{name}", f"{dataset}/{dataset.rsplit('/', 1)[-1]}/{name}"):
         if (folder / path).is_file():
             return path
     return None

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from interlude_fast.config import DataConfig
-from interlude_fast.data.files import Record, source_from_files
+from interlude_fast.data.files import Record, dataset_from_files
 from interlude_fast.data.images import shown
 from interlude_fast.errors import ConfigError, DataError, nearest
 
-from . import TEST, TRAIN, UNLABELED, VALIDATION, Source
+from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset
 
 USES = ("root", "size", "channels", "fit", "max_unreadable", "cache")
 COLUMNS = ("path", "label", "group", "split")
 SPLITS = {"": TRAIN, "train": TRAIN, "unlabeled": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """Classes are the labels that occur, sorted (as numbers where all are).
 
     Raises:
@@ -48,7 +48,7 @@ def load(options: DataConfig, progress: Any = None) -> Source:
         )
         for row in rows
     ]
-    return source_from_files("csv", folder, records, classes, options, progress)
+    return dataset_from_files("csv", folder, records, classes, options, progress)
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from interlude_fast.config import DataConfig
 
-from . import Source
+from . import Dataset
 from .torchvision_layout import load_pair
 
 USES = ("root",)
@@ -16,7 +16,7 @@ FILES = ("train", "test", "meta")
 WANTED = f"{', '.join(FILES)} (or cifar-100-python.tar.gz beside that folder)"
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 32, 32, 3].
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 
 from interlude_fast.errors import DataError
 
-from . import Source, from_arrays
+from . import Dataset, from_arrays
 
 DEFAULT_ROOT = Path("data")
 
@@ -48,7 +48,7 @@ def load_pair(
     wanted: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-) -> Source:
+) -> Dataset:
     """A data set whose `train=True` and `train=False` halves hold `data` [N, S, S, C] and `targets`."""
     train, test = (open_dataset(name, dataset, root, folder, wanted, train=part) for part in (True, False))
     pairs = [(np.asarray(half.data), np.asarray(half.targets)) for half in (train, test)]

@@ -29,7 +29,7 @@ import numpy as np
 from interlude_fast.config import DataConfig
 from interlude_fast.errors import ConfigError, DataError, nearest
 
-from . import TEST, TRAIN, UNLABELED, VALIDATION, Source, from_parts
+from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, from_parts
 from .npy_dict import read_arrays
 
 USES = ("root",)
@@ -64,7 +64,7 @@ NAMES = _names()
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """Training, unlabeled, validation and test images in this order. Mean and standard deviation are those of the
     training images; views are flipped unless `augment.flip: false`.
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from interlude_fast.config import DataConfig
 
-from . import TEST, TRAIN, Source, from_parts
+from . import TEST, TRAIN, Dataset, from_parts
 from .torchvision_layout import open_dataset
 
 USES = ("root", "extra")
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """73,257 training and 26,032 test images, uint8 [N, 32, 32, 3], label = digit; with `data.extra: true`
     531,131 easier training images after the training ones.
 

@@ -10,7 +10,7 @@ import numpy as np
 from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError
 
-from . import TEST, TRAIN, UNLABELED, Source, from_parts
+from . import TEST, TRAIN, UNLABELED, Dataset, from_parts
 from .torchvision_layout import DEFAULT_ROOT, open_dataset
 
 USES = ("root",)
@@ -21,7 +21,7 @@ WANTED = f"{', '.join(FILES)} (or stl10_binary.tar.gz beside that folder)"
 SIDE = 96
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """5,000 training, 100,000 unlabeled and 8,000 test images in this order, uint8 [N, 96, 96, 3]; the ten
     predefined folds of 1,000 training images are `data.split.fold`. The images take 3.1 GB of memory, once.
 

@@ -9,14 +9,14 @@ import numpy as np
 from interlude_fast.config import DataConfig
 from interlude_fast.data.split import choose
 
-from . import Source, from_arrays
+from . import Dataset, from_arrays
 
 USES: tuple[str, ...] = ()
 TEST_IMAGES = 36  # of every class
 TEST_SEED = 1797  # a fixed split, whatever the run's seed
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """1,437 training and 360 test images, uint8 [N, 16, 16, 1]; the scans enlarged twice, bilinearly."""
     import sklearn.datasets
     from PIL import Image

@@ -6,7 +6,7 @@ from typing import Any
 
 from interlude_fast.config import DataConfig
 
-from . import Source
+from . import Dataset
 from .torchvision_layout import load_pair
 
 USES = ("root",)
@@ -15,7 +15,7 @@ FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"
 WANTED = f"{', '.join(FILES)} (or cifar-10-python.tar.gz beside that folder)"
 
 
-def load(options: DataConfig, progress: Any = None) -> Source:
+def load(options: DataConfig, progress: Any = None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 32, 32, 3].
 
     Raises:

@@ -143,7 +143,7 @@ def packages() -> dict:
             "interlude_fast.recipes",
         ],
         "package_dir": {"interlude_fast.configs": "configs", "interlude_fast.recipes": "bench/recipes"},
-        "package_data": {name: ["*.yaml"] for name in configs},
+        "package_data": {"interlude_fast": ["py.typed"], **{name: ["*.yaml"] for name in configs}},
     }
 
 

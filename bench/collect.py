@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 from bench.tables import Found, short_table, table
-from interlude_fast.train.checkpoint import write_atomically
+from interlude_fast.training.checkpoint import write_atomically
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"

@@ -399,7 +399,7 @@ part_bench() {
   with_data bench || return 0
   step 400 bench "bench.json" "$python" -m interlude_fast.cli bench --dataset folder --data-root "${DATA:-DATA}/train" \
     --test "${DATA:-DATA}/test" --set model.name=wideresnet "${network[@]}" --labels 250 --seconds $seconds \
-    --out "$results/bench.json"
+    --out "$results/bench.json" --overwrite
 }
 
 part_train_fixmatch() {
@@ -443,7 +443,7 @@ part_rest() {
 }
 
 part_suite() { # what runs on CPUs too, with the GPU beside it
-  local what=(tests/models tests/methods tests/evaluate tests/train --ignore tests/train/test_distributed.py)
+  local what=(tests/models tests/methods tests/evaluate tests/training --ignore tests/training/test_distributed.py)
   [ -z "${REHEARSE:-}" ] || what=(tests/models/test_wideresnet.py)
   tests 580 suite "${what[@]}"
 }

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlude_fast.experiment.environment import passport
-from interlude_fast.train.captured import recording
-from interlude_fast.train.checkpoint import write_atomically
+from interlude_fast.experiment.environment import environment
+from interlude_fast.training.captured import recording
+from interlude_fast.training.checkpoint import write_atomically
 
 Side = Callable[[int], Any]  # computes on the i-th input
 FLUSHED = 1 << 28  # bytes: more than the last cache of a GPU or of a processor's core complex
@@ -213,7 +213,7 @@ def commit(root: Path = ROOT) -> str:
 @functools.cache
 def _made_on() -> dict[str, Any]:
     """Asked once: rows are written as they come."""
-    return {"commit": commit(), "threads": torch.get_num_threads(), "passport": passport()}
+    return {"commit": commit(), "threads": torch.get_num_threads(), "passport": environment()}
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
 """Peak memory by batch, precision and pipeline, each in a process of its own, and whether it grows over the steps:
 `python -m bench.memory [--device cpu|cuda] [--out FILE] [--quick]`.
 
-On a GPU what torch allocated there; on a CPU the resident size of the process, interpreter and torch included.
+On a GPU what torch allocated there; on a CPU the resident size of the process, interpreter and torch included, the
+processes that it starts not.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from torch import Tensor
 from bench.harness import begin, captured, measure, memory_share, parser, reason, show, write
 from bench.views import ViewBatches, equal
 from bench.workload import noise
-from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.datasets import Dataset
@@ -23,6 +22,7 @@ from interlude_fast.data.decode import cores
 from interlude_fast.data.pipelines import PIPELINES, Pipeline, build_pipeline
 from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import InterludeError
+from interlude_fast.options import DataConfig
 
 POLICY = Policy(flip=True)
 BOTH = ("weak", "strong")

@@ -21,27 +21,32 @@ from bench.harness import begin, parser, quick, reason, write
 from bench.launches import events_of, operators, summary
 from bench.step import RECIPES, WAYS, Parts, our_ways, recipes
 from bench.workload import default_networks
-from interlude_fast.benchmark.timing import peak_memory, synchronize
+from interlude_fast.benchmark.timing import peak_memory, reset_peak_memory, synchronize
 
 STEPS, WARM_UP = 20, 5
 LIMIT = {"cuda": 180, "cpu": 3600}  # seconds that a process may take, torch.compile included
 
 
 class Memory:
-    """What torch's allocator holds on a GPU at most, beyond what was there before."""
+    """What torch's allocator holds on a GPU at most, beyond what was there before.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        beside: something else that was made in this process: its own peak is not counted.
+    """
+
+    def __init__(self, device: torch.device, beside: bool = False) -> None:
         self.device, self.cuda = device, device.type == "cuda"
+        self.told = not beside or reset_peak_memory(device)
         if self.cuda:
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
 
-    def peak(self) -> dict[str, int]:
-        """Bytes; on a CPU the largest resident size of the process so far."""
+    def peak(self) -> dict[str, Any]:
+        """Bytes; on a CPU the largest resident size of the process so far, without those that it started."""
         if not self.cuda:
-            return {"peak_resident_bytes": peak_memory(self.device)}
+            return {"peak_resident_bytes": peak_memory(self.device) if self.told else "not measured"}
         allocated, reserved = self.before
         return {
             "peak_allocated_bytes": torch.cuda.max_memory_allocated(self.device) - allocated,
@@ -86,7 +91,7 @@ def one_way(
     (run,) = (way.run for way in made.values())
     parts: Parts = next(iter(made.values()))
     if not ours:
-        memory = Memory(device)  # beside the run that the recipe is made after
+        memory = Memory(device, beside=True)  # the run that the recipe is made after
         theirs, failed = recipes(run, (name,))
         if name not in theirs:
             return {"not measured": failed[name]}

@@ -29,15 +29,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 
 from interlude_fast import ops
-from interlude_fast.config import Config, load
+from interlude_fast.config import ExperimentConfig, load
 from interlude_fast.data.batch import Batch
 from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.ops import checks
-from interlude_fast.train.device import autocast
-from interlude_fast.train.loop import Run, prepare
-from interlude_fast.train.optim import learning_rate_factor
-from interlude_fast.train.step import train_step
+from interlude_fast.training.device import autocast
+from interlude_fast.training.optim import learning_rate_factor
+from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.step import train_step
 
 from . import harness
 
@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def configured(name: str, seed: int, device: str) -> Config:
+def configured(name: str, seed: int, device: str) -> ExperimentConfig:
     data = {"dataset": "digits", "labels": 40, "workers": 0}
     return load(None, [{"data": data, **SETTINGS[name]}, {"seed": seed, "train": {"device": device}}])
 
@@ -107,7 +107,7 @@ class Batched:
 
     @torch.no_grad()
     def _update(self, gradients: dict[str, Tensor]) -> None:
-        """SGD with Nesterov's momentum and the average, as train/optim.py and train/ema.py do."""
+        """SGD with Nesterov's momentum and the average, as training/optim.py and training/ema.py do."""
         state, o = self.runs[0].state, self.runs[0].config.optim
         lr = o.lr * learning_rate_factor(o, self.step_number, state.steps)
         names = list(self.weights)

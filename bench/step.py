@@ -21,9 +21,9 @@ from bench.workload import default_networks, noise_run
 from interlude_fast.benchmark.baseline import settings
 from interlude_fast.benchmark.speed import take_step
 from interlude_fast.data.decode import cores
-from interlude_fast.train.device import autocast
-from interlude_fast.train.loop import Run
-from interlude_fast.train.step import set_numbers, update
+from interlude_fast.training.device import autocast
+from interlude_fast.training.setup import Run
+from interlude_fast.training.step import set_numbers, update
 
 STAGES = ("whole", "batch", "forward", "loss", "backward", "update")
 BLOCK, MOST = 0.5, 20  # seconds that a timing of whole steps or batches should take, and of how many at most

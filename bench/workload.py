@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
 import torch
 
-from interlude_fast.config import DataConfig
 from interlude_fast.config import load as load_config
-from interlude_fast.data.datasets import SOURCES, Dataset, from_arrays
-from interlude_fast.train.loop import Run, prepare
+from interlude_fast.data.datasets import Dataset, LoadContext, from_arrays, register_dataset
+from interlude_fast.options import RootConfig
+from interlude_fast.training.setup import Run, prepare
 
-SOURCES["noise"] = "bench.workload"
-USES = ("root",)
+Options = RootConfig
 NETWORKS: dict[str, dict[str, Any]] = {
     "WRN-10-1": {"depth": 10, "width": 1},
     "WRN-28-2": {"depth": 28, "width": 2},
@@ -28,10 +28,13 @@ def noise(count: int, side: int, classes: int = 10) -> Dataset:
     return from_arrays("noise", pair, None, [*map(str, range(classes))], mean=(0.45,) * 3, std=(0.25,) * 3)
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: RootConfig, context: LoadContext | None = None) -> Dataset:
     """The data set "noise", whose root says what it holds: <images>x<side>x<classes>."""
     assert options.root is not None
     return noise(*map(int, options.root.name.split("x")))
+
+
+register_dataset("noise", sys.modules[__name__])
 
 
 def noise_run(

@@ -120,7 +120,8 @@ inline void check_interlude_loss(const at::Tensor& logits, const at::Tensor& lab
   TORCH_CHECK_VALUE(logits.dim() == 2 && logits.size(1) >= 1, "logits must be [2B(1+mu), K], got ", logits.sizes());
   TORCH_CHECK_TYPE(labels.scalar_type() == at::kLong, "labels must be int64, got ", labels.scalar_type());
   TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) >= 1, "labels must be [B] with B >= 1, got ", labels.sizes());
-  TORCH_CHECK_VALUE(mu >= 1 && mu < logits.size(0) && logits.size(0) == 2 * labels.size(0) * (1 + mu),
+  TORCH_CHECK_VALUE(mu >= 1, "mu must be >= 1, got ", mu);
+  TORCH_CHECK_VALUE(mu < logits.size(0) && logits.size(0) == 2 * labels.size(0) * (1 + mu),
                     "logits must have 2B(1+mu) rows; B = ", labels.size(0), ", mu = ", mu, ", rows = ", logits.size(0));
   check_same_device(labels, "labels", logits, "logits");
   check_per_class(thresholds, "thresholds", logits);

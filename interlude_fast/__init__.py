@@ -1,22 +1,82 @@
-"""interlude-fast: semi-supervised image classification, fast."""
+"""interlude-fast: semi-supervised image classification, fast.
+
+    import interlude_fast as il
+
+    result = il.train(dataset="digits", labels=40)
+    result.error, result.scores["test"]["ema"], result.directory
+
+Everything below is imported when it is asked for, as it brings torch.
+"""
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .api import compare, evaluate, import_checkpoint, load_config, load_model, predict, sweep, train
+    from .data.datasets import Dataset, register_dataset
+    from .evaluation.predict import Predictions
+    from .evaluation.trained_model import TrainedModel
+    from .experiment.result import Result
+    from .methods import Losses, Method, TaskInfo, register_method
+    from .models import Network, NetworkOptions, register_network
+    from .options import DataConfig, Strict
 
 try:
     __version__ = version("interlude-fast")
 except PackageNotFoundError:  # run from a source tree that was not installed
     __version__ = "0+unknown"
 
-OF_METHODS = ("Losses", "Method", "Problem", "register_method")
+# name -> module of this package
+_PLACES = {
+    **dict.fromkeys(
+        ("compare", "evaluate", "import_checkpoint", "load_config", "load_model", "predict", "sweep", "train"),
+        "api",
+    ),
+    **dict.fromkeys(("Dataset", "register_dataset"), "data.datasets"),
+    **dict.fromkeys(("Losses", "Method", "TaskInfo", "register_method"), "methods"),
+    **dict.fromkeys(("Network", "NetworkOptions", "register_network"), "models"),
+    **dict.fromkeys(("DataConfig", "Strict"), "options"),
+    "Predictions": "evaluation.predict",
+    "Result": "experiment.result",
+    "TrainedModel": "evaluation.trained_model",
+}
+
+__all__ = [
+    "DataConfig",
+    "Dataset",
+    "Losses",
+    "Method",
+    "Network",
+    "NetworkOptions",
+    "Predictions",
+    "Result",
+    "Strict",
+    "TaskInfo",
+    "TrainedModel",
+    "compare",
+    "evaluate",
+    "import_checkpoint",
+    "load_config",
+    "load_model",
+    "predict",
+    "register_dataset",
+    "register_method",
+    "register_network",
+    "sweep",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """What a method of one's own needs; imported when it is asked for, as it brings torch."""
-    if name in OF_METHODS:
-        from interlude_fast import methods
+    if name not in _PLACES:
+        raise AttributeError(f"module 'interlude_fast' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value  # submodules of the same name, such as `train`, would else take its place
+    return value
 
-        return getattr(methods, name)
-    raise AttributeError(f"module 'interlude_fast' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

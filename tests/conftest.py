@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from interlude_fast import ops
+from tests.support.sitecustomize import CHOICE, pretend
 
+SUPPORT = Path(__file__).parent / "support"
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    choices = ("auto", "chosen", "refused")
+    text = "what torch says of bf16 on the processor, here and in processes that tests start; auto: the truth"
+    parser.addoption("--bf16", choices=choices, default="auto", help=text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    choice = config.getoption("--bf16")
+    if choice != "auto":
+        before = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != str(SUPPORT)]
+        os.environ |= {CHOICE: choice, "PYTHONPATH": os.pathsep.join([str(SUPPORT), *before])}
+        pretend(torch, choice)
 
 
 @pytest.fixture(params=DEVICES)

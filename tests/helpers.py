@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interlude_fast.config import Config, load
+from interlude_fast.config import ExperimentConfig, load
+from interlude_fast.data.datasets import dataset_options
 from interlude_fast.methods import Losses
-from interlude_fast.train.state import TrainState
-from interlude_fast.train.step import EagerStep
+from interlude_fast.options import DataConfig
+from interlude_fast.training.state import TrainState
+from interlude_fast.training.step import EagerStep
 
 # A whole run in about a second: the digits, the smallest network, a few rows.
 SMALL = {
@@ -24,9 +26,15 @@ SMALL = {
 }
 
 
-def small_config(**overrides: Any) -> Config:
+def small_config(**overrides: Any) -> ExperimentConfig:
     """SMALL with nested settings on top, e.g. small_config(train={"steps": 3})."""
-    return load(None, [SMALL, {"train": {"device": "cpu"}}, overrides])
+    shared: dict[str, str] = {}  # what SMALL says of mu, some methods do not read
+    return load(None, [SMALL, {"train": {"device": "cpu"}}, overrides], unread=shared)
+
+
+def data_config(**values: Any) -> DataConfig:
+    """The `data` section of a configuration, typed as its dataset wants it."""
+    return dataset_options(values)
 
 
 def flags(config: dict[str, Any] = SMALL, prefix: str = "") -> list[str]:

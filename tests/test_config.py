@@ -5,20 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from interlude_fast import config as configuration
-from interlude_fast.config import load, parse_assignment
+from interlude_fast.config import load
 from interlude_fast.errors import ConfigError
 from interlude_fast.reference.augment import USB_FORM
-from interlude_fast.train.loop import prepare, resolve
+from interlude_fast.settings_files import configs_folder, parse_assignment
+from interlude_fast.training.setup import prepare
 from tests.helpers import small_config
 
-PRESETS = sorted(configuration.configs_folder().rglob("*.yaml"))
+PRESETS = sorted(configs_folder().rglob("*.yaml"))
 
 
 def test_defaults_train_the_digits_with_interlude() -> None:
-    config = resolve(load())
+    config = load()
     assert (config.data.dataset, config.data.labels, config.method.name) == ("digits", 40, "interlude")
-    assert config.method.options()["alpha"] == 0.1
+    assert config.method.options.alpha == 0.1
 
 
 def test_precedence_flags_over_file_over_preset(tmp_path: Path) -> None:
@@ -37,10 +37,10 @@ def test_extends_reads_the_file_beside(tmp_path: Path) -> None:
 
 
 def test_options_do_not_carry_over_to_another_method() -> None:
-    config = load(None, [parse_assignment("method.tau=0.9"), {"method": {"name": "supervised"}}])
+    config = load(None, [{"method": {"name": "interlude", "tau": 0.9}}, {"method": {"name": "supervised"}}])
     assert config.method.name == "supervised"
     with pytest.raises(ConfigError, match="unknown key 'method\\.tau'"):
-        resolve(load(None, [{"method": {"name": "supervised", "tau": 0.9}}]))
+        (load(None, [{"method": {"name": "supervised", "tau": 0.9}}]))
 
 
 def test_settings_of_the_views_reach_the_pipeline() -> None:
@@ -87,6 +87,64 @@ def test_bad_settings_get_one_line(text: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         prepare(load(None, [parse_assignment(text)]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"augment": {"form": "usb", "m": 5}},
+            "augment: m = 5 means nothing with form = usb, which draws magnitudes over the whole range; drop it",
+        ),
+        ({"augment": {"n": 0, "m": 5}}, "augment: m = 5 means nothing with n = 0, no operations; drop it"),
+        (
+            {"augment": {"n": 0, "cutout": 0, "form": "usb"}},
+            "augment: form = usb means nothing with n = 0 and cutout = 0, no strong views; drop it",
+        ),
+        (
+            {"optim": {"name": "adam", "momentum": 0.8}},
+            "optim: momentum = 0.8 means nothing with name = adam, which has moments of its own; drop it",
+        ),
+        (
+            {"optim": {"name": "adamw", "nesterov": False}},
+            "optim: nesterov = False means nothing with name = adamw, which has moments of its own; drop it",
+        ),
+        (
+            {"optim": {"weight_decay": 0, "decay_all": True}},
+            "optim: decay_all = True means nothing with weight_decay = 0; drop it",
+        ),
+        (
+            {"data": {"dataset": "folder"}, "optim": {"ema_decay": 0}},
+            "optim: ema_warmup = true means nothing with ema_decay = 0; set ema_warmup=false too",
+        ),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(settings: dict, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(None, [settings])
+    assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"augment": {"form": "usb", "n": 2, "cutout": 0.3, "m": 10}},  # m at its default cannot be told from none
+        {"augment": {"n": 0, "form": "usb"}},  # whose cutout is another
+        {"augment": {"n": 0, "cutout": 0}},
+        {"optim": {"name": "adamw", "momentum": 0.9, "nesterov": True}},
+        {"optim": {"momentum": 0.0}},
+        {"optim": {"ema_decay": 0}},
+        {"data": {"dataset": "folder"}, "optim": {"ema_decay": 0, "ema_warmup": False}},
+    ],
+)
+def test_settings_that_are_read_or_at_their_defaults_are_not(settings: dict) -> None:
+    load(None, [settings])
+
+
+@pytest.mark.parametrize("dataset", ["folder", "csv", "npz"])
+def test_the_average_warms_up_for_own_images_alone(dataset: str) -> None:
+    assert load(None, [{"data": {"dataset": dataset}}]).optim.ema_warmup
+    assert not load().optim.ema_warmup
 
 
 @pytest.mark.parametrize(

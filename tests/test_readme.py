@@ -18,9 +18,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "REA
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
 def test_readme_python(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    monkeypatch.setattr(methods.METHODS, "_parts", dict(methods.METHODS._parts))
     small = {**SMALL, "data": {**SMALL["data"], "labels": 40}}
-    monkeypatch.setattr(configuration, "preset", lambda *_: small)
+    monkeypatch.setattr(configuration, "preset", lambda *_: (small, ""))
     names = {
         "x": torch.randn(6, 3),
         "logits": torch.randn(2 * 2 * 8, 5, requires_grad=True),

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from interlude_fast.config import Config, Named
+from interlude_fast.config import ExperimentConfig, MethodSection
 from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.data.split import Split
-from interlude_fast.train.loop import load_data
+from interlude_fast.training.setup import load_data
 
 from .timing import Timing, time_steps
 
@@ -34,10 +34,10 @@ def recipes_folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parents[2] / "bench" / "recipes"
 
 
-def settings(config: Config, dataset: Dataset, split: Split, device: str) -> dict[str, Any]:
-    """What a recipe's `build` takes, of a resolved configuration: the images, and the sizes that cost depends on.
+def settings(config: ExperimentConfig, dataset: Dataset, split: Split, device: str) -> dict[str, Any]:
+    """What a recipe's `build` takes, of a configuration: the images, and the sizes that cost depends on.
     Losses and optimizer are InterLUDE's as released, whatever the configuration trains."""
-    options, t = config.model.options(), config.train
+    options, t = config.model.options.model_dump(), config.train
     return {
         "images": dataset.images,
         "labels": dataset.labels,
@@ -56,8 +56,8 @@ def settings(config: Config, dataset: Dataset, split: Split, device: str) -> dic
     }
 
 
-def time_reference(config: Config, device: torch.device, seconds: float) -> Timing | str:
-    """Steps of the reference recipe in the sizes of a resolved configuration, or why there are none."""
+def time_reference(config: ExperimentConfig, device: torch.device, seconds: float) -> Timing | str:
+    """Steps of the reference recipe in the sizes of a configuration, or why there are none."""
     if config.model.name != "wideresnet":
         return f"the reference recipe has wide residual networks only, not {config.model.name}"
     try:
@@ -69,7 +69,7 @@ def time_reference(config: Config, device: torch.device, seconds: float) -> Timi
     try:
         with contextlib.suppress(BrokenPipeError):  # it died; the answer is missing
             # The split is InterLUDE's too; another method may be known to this process alone.
-            config = config.model_copy(update={"method": Named(name="interlude")})
+            config = config.model_copy(update={"method": MethodSection.model_validate({"name": "interlude"})})
             pickle.dump((config, str(device), seconds, torch.get_num_threads()), process.stdin)
             process.stdin.flush()
         answer: Timing | str = pickle.load(process.stdout)
@@ -98,7 +98,7 @@ def serve() -> None:
         pickle.dump(answer, answers)
 
 
-def _time(config: Config, device: str, seconds: float) -> Timing:
+def _time(config: ExperimentConfig, device: str, seconds: float) -> Timing:
     dataset, split = load_data(config)
     sys.path.insert(0, str(recipes_folder()))  # by this name worker processes find it too, however they start
     recipe = importlib.import_module("reference").build(

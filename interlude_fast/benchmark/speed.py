@@ -15,15 +15,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from interlude_fast.config import Config
+from interlude_fast.config import ExperimentConfig
 from interlude_fast.data.progress import RichProgress
-from interlude_fast.experiment.environment import command_line, passport
+from interlude_fast.experiment.environment import command_line, environment
 from interlude_fast.methods import Losses
-from interlude_fast.train.checkpoint import save_checkpoint, write_atomically
-from interlude_fast.train.device import float32_products
-from interlude_fast.train.exhaustion import explained, refuse_too_large
-from interlude_fast.train.loop import Run, prepare
-from interlude_fast.train.meter import Meter
+from interlude_fast.training.checkpoint import save_checkpoint, write_atomically
+from interlude_fast.training.device import float32_products
+from interlude_fast.training.exhaustion import explained, refuse_too_large
+from interlude_fast.training.meter import Meter
+from interlude_fast.training.setup import Run, prepare
 
 from .baseline import time_reference
 from .timing import Timing, busy_seconds, seconds_of, time_steps
@@ -44,7 +44,7 @@ class Bench:
         reference: of the reference recipe, or why there is none.
     """
 
-    config: Config
+    config: ExperimentConfig
     chosen: dict[str, str]
     ours: Timing
     gpu_idle: float | None
@@ -108,7 +108,7 @@ class Bench:
                     else {**theirs.as_dict(), "training_hours": theirs.hours(steps), "times_slower": self.ratio}
                 ),
             },
-            "passport": passport(),
+            "passport": environment(),
         }
 
     def save(self, path: Path) -> None:
@@ -119,6 +119,7 @@ class Bench:
         """(what, ours, reference) in words."""
         theirs, steps = self.reference, self.steps
         idle = "" if self.gpu_idle is None else f"{self.gpu_idle:.1%}"
+        on_gpu = self.chosen["device"].startswith("cuda")
 
         def both(what: str, show: Callable[[Timing], str]) -> tuple[str, str, str]:
             return what, show(self.ours), "" if isinstance(theirs, str) else show(theirs)
@@ -132,7 +133,10 @@ class Bench:
             both("views/s", lambda t: f"{t.views_per_second:,.0f}"),
             both("waiting for data", lambda t: NOT_MEASURED if t.data_wait is None else f"{t.data_wait:.1%}"),
             ("GPU idle", idle or NOT_MEASURED, ""),
-            both("peak memory", lambda t: f"{t.peak_bytes / 2**30:.2f} GiB"),
+            both(
+                "peak GPU memory" if on_gpu else "peak memory, without workers",
+                lambda t: NOT_MEASURED if t.peak_bytes is None else f"{t.peak_bytes / 2**30:.2f} GiB",
+            ),
             both("until it runs", lambda t: show_seconds(t.first_seconds)),
             both(f"{steps:,} steps", lambda t: show_seconds(3600 * t.hours(steps))),
             (f"with {around}", show_seconds(3600 * self.hours), ""),
@@ -212,7 +216,7 @@ def checkpoint_seconds(run: Run) -> float:
 
 
 def bench(
-    config: Config, *, seconds: float = 30.0, reference: bool = True, console: Console | None = None
+    config: ExperimentConfig, *, seconds: float = 30.0, reference: bool = True, console: Console | None = None
 ) -> Bench:
     """Measure what a configuration's training costs, by training it for a while.
 
@@ -235,7 +239,7 @@ def bench(
     return replace(measured, reference=theirs)
 
 
-def _measure_ours(config: Config, screen: Console, seconds: float) -> Bench:
+def _measure_ours(config: ExperimentConfig, screen: Console, seconds: float) -> Bench:
     with explained(config):
         run = prepare(config, RichProgress(screen))
         refuse_too_large(run.config, run.dataset, run.split)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 WARM_UP = 3  # steps, where they fit into a fifth of the time
 LEAST = 2  # timed steps, however long they take
+PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,9 @@ class Timing:
     """steps done in `seconds`, after warming up for `first_seconds` (builds, compilation and first steps).
 
     Attributes:
-        views: rows of a step. peak_bytes: of the GPU's memory as torch counts it, else of the process.
+        views: rows of a step.
+        peak_bytes: of the GPU's memory as torch counts it, else of this process while it stepped, without the
+            processes that it started; None where the system does not tell.
         waited: seconds of `seconds` without data; None where nobody counted.
     """
 
@@ -28,7 +35,7 @@ class Timing:
     seconds: float
     first_seconds: float
     views: int
-    peak_bytes: int
+    peak_bytes: int | None
     waited: float | None = None
 
     @property
@@ -68,11 +75,31 @@ def seconds_of(action: Callable[[], Any], device: torch.device) -> float:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: most that torch held on a GPU, else the largest resident size of this process."""
+    """Bytes: most that torch held on a GPU, else the largest resident size of this process, since its start or the
+    last reset_peak_memory. Processes that it started are not counted."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (PROC / "status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    # On Linux no less than its parent's at the time that it was started.
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Count peak_memory anew, of what is still held; False where the system does not let it be."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    with contextlib.suppress(OSError, AttributeError):  # freed memory, back to the system: glibc's alone has it
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def time_steps(step: Callable[[], Any], views: int, device: torch.device, seconds: float) -> Timing:
@@ -82,8 +109,7 @@ def time_steps(step: Callable[[], Any], views: int, device: torch.device, second
         step: may give the seconds that it waited for data.
         views: rows of a step.
     """
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    own = reset_peak_memory(device)
     began, warm = time.perf_counter(), 0
     while warm == 0 or (warm < WARM_UP and time.perf_counter() - began < seconds / 5):
         step()
@@ -96,7 +122,8 @@ def time_steps(step: Callable[[], Any], views: int, device: torch.device, second
         steps += 1
     synchronize(device)
     taken = time.perf_counter() - between
-    return Timing(steps, taken, between - began, views, peak_memory(device), sum(waits) if waits else None)
+    peak = peak_memory(device) if own else None
+    return Timing(steps, taken, between - began, views, peak, sum(waits) if waits else None)
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:

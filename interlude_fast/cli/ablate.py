@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 
 from .main import complain, one_line_errors
-from .settings import names, overrides, several_runs_options, shared_options
+from .settings import names, several_runs_options, shared_options
 
 
 @click.command("ablate")
@@ -40,18 +40,16 @@ def command(
 ) -> None:
     """Train a grid of configurations with every seed and write one table. What --out holds already is not done
     again; what was interrupted goes on."""
-    from interlude_fast.sweep.ablate import ablate
-    from interlude_fast.sweep.grid import Axis, parse_axis
+    from interlude_fast import api
+    from interlude_fast.sweeps.grid import Axis, axes_as_grid, parse_axis
 
     axes = [Axis("method.name", tuple(names(methods)))] if methods is not None else []
-    axes += map(parse_axis, grids)
-    asked, console = overrides(assignments, **flags), Console(stderr=True)
+    grid = axes_as_grid([*axes, *map(parse_axis, grids)])
+    given: dict[str, Any] = {"config": config_file, "set": assignments, **flags}
     try:
-        found = ablate(
-            *(axes, seeds, asked, out), each=each, file=config_file, processes=processes, console=console
-        )
+        found = api.sweep(grid, seeds=seeds, out=out, each=each, jobs=processes, **given)
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on")
+        complain("interrupted; the same command resumes the runs")
         sys.exit(130)
     Console().print(found.table())
     click.echo(f"tables and runs in {out}")

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from .main import one_line_errors
-from .settings import overrides, shared_options
+from .settings import out_option, shared_options
 
 
 @click.command("bench")
@@ -24,7 +24,7 @@ from .settings import overrides, shared_options
     help="How long steps are timed, and as long those of the reference.",
 )
 @click.option("--no-reference", is_flag=True, help="Leave out the released code's way, which is timed beside.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file for the figures.")
+@out_option(help="JSON file for the figures.")
 @one_line_errors
 def command(
     config_file: Path | None,
@@ -35,10 +35,10 @@ def command(
     **flags: Any,
 ) -> None:
     """Measure how fast a run would be here, and keep nothing of it: same options as train."""
+    from interlude_fast import api
     from interlude_fast.benchmark.speed import bench
-    from interlude_fast.config import load
 
-    config = load(config_file, overrides(assignments, **flags))
+    config = api.load_config(config_file, assignments, **flags)
     found = bench(config, seconds=seconds, reference=not no_reference, console=Console(stderr=True))
     console = Console()
     if console.is_terminal:

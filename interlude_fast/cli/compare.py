@@ -9,14 +9,14 @@ import click
 from rich.console import Console
 
 from .main import one_line_errors
-from .settings import names, overrides, several_runs_options, shared_options
+from .settings import names, out_option, several_runs_options, shared_options
 
 
 @click.command("compare")
 @shared_options
 @click.option("--methods", default="interlude,supervised", show_default=True, help="Names, separated by commas.")
 @several_runs_options
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file for the figures.")
+@out_option(help="JSON file for the figures.")
 @one_line_errors
 def command(
     config_file: Path | None,
@@ -28,10 +28,10 @@ def command(
     **flags: Any,
 ) -> None:
     """Train several methods on the same labels and print one table."""
-    from interlude_fast.sweep.compare import compare
+    from interlude_fast import api
 
-    asked, console = overrides(assignments, **flags), Console(stderr=True)
-    comparison = compare(names(methods), seeds, asked, file=config_file, processes=processes, console=console)
+    given: dict[str, Any] = {"config": config_file, "set": assignments, **flags}
+    comparison = api.compare(names(methods), seeds=seeds, jobs=processes, **given)
     Console().print(comparison.table())
     if out:
         comparison.save(out)

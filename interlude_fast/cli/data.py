@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 
 from .main import one_line_errors
-from .settings import PATH, data_options, overrides
+from .settings import data_options, out_option
 
 
 @click.group("data")
@@ -20,14 +20,14 @@ def command() -> None:
 
 
 def load(config_file: Path | None, assignments: tuple[str, ...], flags: dict[str, Any]) -> Any:
-    from interlude_fast.config import load as load_config
+    from interlude_fast import api
 
-    return load_config(config_file, overrides(assignments, **flags))
+    return api.load_config(config_file, assignments, **flags)
 
 
 @command.command("inspect")
 @data_options
-@click.option("--json", "out", type=PATH, help="Everything found, every duplicate and file by name.")
+@out_option("--json", help="Everything found, every duplicate and file by name.")
 @click.option("--near/--no-near", default=True, show_default=True, help="Look for near duplicates too.")
 @one_line_errors
 def inspect_command(
@@ -39,8 +39,8 @@ def inspect_command(
     from interlude_fast.data.inspection import inspect
     from interlude_fast.data.progress import RichProgress
     from interlude_fast.report.inspection import inspection_tables
-    from interlude_fast.train.checkpoint import write_atomically
-    from interlude_fast.train.loop import load_data
+    from interlude_fast.training.checkpoint import write_atomically
+    from interlude_fast.training.setup import load_data
 
     dataset, split = load_data(load(config_file, assignments, flags), RichProgress(Console(stderr=True)))
     found = inspect(dataset, split, near=near)
@@ -55,14 +55,14 @@ def inspect_command(
 
 @command.command("split")
 @data_options
-@click.option("--out", type=PATH, required=True, help="JSON file; replay it with --split.")
+@out_option(required=True, help="JSON file; replay it with --split.")
 @one_line_errors
 def split_command(config_file: Path | None, assignments: tuple[str, ...], out: Path, **flags: Any) -> None:
     """Choose labeled, validation and test images, and write them to a file with their hashes."""
     from interlude_fast.data.manifest import manifest, to_text
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.train.checkpoint import write_atomically
-    from interlude_fast.train.loop import load_data
+    from interlude_fast.training.checkpoint import write_atomically
+    from interlude_fast.training.setup import load_data
 
     config = load(config_file, assignments, flags)
     dataset, split = load_data(config, RichProgress(Console(stderr=True)))
@@ -75,7 +75,7 @@ def split_command(config_file: Path | None, assignments: tuple[str, ...], out: P
 
 @command.command("preview")
 @data_options
-@click.option("--out", type=PATH, required=True, help="PNG file.")
+@out_option(required=True, help="PNG file.")
 @click.option("--images", "count", type=click.IntRange(1, 64), default=8, show_default=True, help="Rows.")
 @click.option("--step", type=click.IntRange(0), default=0, show_default=True, help="Step whose views are drawn.")
 @one_line_errors
@@ -87,8 +87,8 @@ def preview_command(
 
     from interlude_fast.data.preview import choose_items, preview
     from interlude_fast.data.progress import RichProgress
-    from interlude_fast.train.checkpoint import write_atomically
-    from interlude_fast.train.loop import load_data, view_policy
+    from interlude_fast.training.checkpoint import write_atomically
+    from interlude_fast.training.setup import load_data, view_policy
 
     config = load(config_file, assignments, flags)
     dataset, split = load_data(config, RichProgress(Console(stderr=True)))
@@ -112,8 +112,10 @@ def cache_command(
     from interlude_fast.data.datasets import load_dataset
     from interlude_fast.data.progress import RichProgress
 
+    if (listing or remove is not None) and not config_file and flags.get("dataset") is None:
+        flags["dataset"] = "folder"  # any whose images are kept in a cache
     config = load(config_file, assignments, flags)
-    folder = cache.expanded(config.data.cache or cache.default_cache())
+    folder = cache.expanded(getattr(config.data, "cache", None) or cache.default_cache())
     if remove is not None:
         freed = sum(entry.bytes for entry in cache.remove(folder, None if remove == "all" else remove))
         click.echo(f"{freed / 1e6:,.1f} MB freed in {folder}")

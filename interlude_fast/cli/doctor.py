@@ -11,9 +11,9 @@ from .main import one_line_errors
 @one_line_errors
 def command() -> None:
     """Say what is installed, what was built, and what would run and why."""
-    from interlude_fast.experiment.environment import passport, what_runs
+    from interlude_fast.experiment.environment import environment, what_runs
 
-    found = passport()
+    found = environment()
     packages = found.pop("packages")
     for name, value in found.items():
         shown = "; ".join(value) or "none" if isinstance(value, list) else value

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from .main import one_line_errors
-from .settings import NETWORKS, PATH, overrides
+from .settings import NETWORKS, PATH, out_option
 
 
 def _steps(context: click.Context, parameter: click.Parameter, text: str | None) -> list[int]:
@@ -52,21 +52,17 @@ def _places(context: click.Context, parameter: click.Parameter, texts: tuple[str
     metavar="NAME=PATH",
     help="Another test set: class folders, .csv or .npz. Repeatable.",
 )
-@click.option("--out", type=PATH, help="Everything as JSON; FILE.csv: the confusion matrices.")
+@out_option(help="Everything as JSON; FILE.csv: the confusion matrices.")
 @one_line_errors
 def command(
     run: Path, network: tuple[str, ...], fgsm: list[int], transfer: dict[str, Path], out: Path | None, **flags: Any
 ) -> None:
     """Evaluate the saved networks of RUN, a run directory, on its test and validation images, and on others."""
+    from interlude_fast import api
     from interlude_fast.data.images import shown
-    from interlude_fast.data.progress import RichProgress
-    from interlude_fast.evaluation.evaluate import evaluate_in_full
     from interlude_fast.report.tables import evaluation_tables
 
-    progress = RichProgress(Console(stderr=True))
-    found = evaluate_in_full(
-        run, overrides((), **flags), networks=network, fgsm=fgsm, transfer=transfer, progress=progress
-    )
+    found = api.evaluate(run, network=network, fgsm=fgsm, transfer=transfer, **flags)
     console = Console()
     for part in evaluation_tables(found):
         console.print(part, markup=False, highlight=False, soft_wrap=isinstance(part, str))

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from .main import one_line_errors
-from .settings import PATH, data_options, overrides
+from .settings import PATH, data_options
 
 
 @click.command("import")
@@ -23,12 +22,10 @@ def command(file: Path, out: Path, config_file: Path | None, assignments: tuple[
 
     E.g.: interlude-fast import model_best.pth --dataset cifar10 --labels 250 --out runs/theirs
     """
-    from interlude_fast.data.progress import RichProgress
-    from interlude_fast.experiment.import_checkpoint import import_checkpoint
+    from interlude_fast import api
 
-    asked = overrides(assignments, **flags)
-    progress = RichProgress(Console(stderr=True))
-    made = import_checkpoint(file, asked, out, config_file=config_file, progress=progress)
+    given: dict[str, Any] = {"config": config_file, "set": assignments, **flags}
+    made = api.import_checkpoint(file, out, **given)
     options = ", ".join(f"{k} {v}" for k, v in made.released.options.items())
     what = f"{made.released.network} ({options}), {made.released.classes} classes"
     click.echo(f"{what}: {' and '.join(made.networks)} weights")

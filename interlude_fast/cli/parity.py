@@ -18,7 +18,7 @@ from .main import one_line_errors
 def command(file: Path) -> None:
     """Replay recorded float64 steps of the released code and print the largest relative difference of every
     quantity, with fused kernels and with the torch reference; exit code 1 above 1e-9."""
-    from interlude_fast.train.parity import TOLERANCE, replay_both
+    from interlude_fast.training.parity import TOLERANCE, replay_both
 
     sides = replay_both(file)
     table = Table(title=f"{file.name}: largest relative difference, float64 (limit {TOLERANCE:g})")

@@ -5,29 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 
 from .main import one_line_errors, write_bytes
-from .settings import NETWORKS
+from .settings import NETWORKS, out_option
 
 
 @click.command("predict")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("images", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="CSV file; default: standard output.")
+@out_option(help="CSV file; default: standard output.")
 @click.option("--device", help="auto (default), cpu, cuda or cuda:<i>.")
 @click.option("--network", type=click.Choice(NETWORKS), default="ema", help="Default: ema.")
 @one_line_errors
 def command(run: Path, images: tuple[Path, ...], out: Path | None, device: str | None, network: str) -> None:
     """Classify IMAGES, files and folders, with a network of RUN, a run directory, and its own preprocessing: a CSV
     row each with path, class, probability and every class's probability."""
+    from interlude_fast import api
     from interlude_fast.data.images import shown
-    from interlude_fast.data.progress import RichProgress
-    from interlude_fast.evaluation.predict import predict
-    from interlude_fast.train.checkpoint import write_atomically
+    from interlude_fast.training.checkpoint import write_atomically
 
-    console = Console(stderr=True)
-    found = predict(run, images, device, network=network, progress=RichProgress(console))
+    found = api.predict(run, images, network=network, device=device)
     content = found.to_csv().encode("utf-8", "surrogateescape")  # names that are no text: their own bytes
     if out:
         write_atomically(out, content)

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from interlude_fast.config import nested, parse_assignment
-
-# option -> the setting that it overrides
-OVERRIDES = {
-    "dataset": "data.dataset",
-    "labels": "data.labels",
-    "data_root": "data.root",
-    "labeled": "data.labeled",
-    "unlabeled": "data.unlabeled",
-    "test": "data.test",
-    "split": "data.split.file",
-    "pipeline": "data.pipeline",
-    "method": "method.name",
-    "seed": "seed",
-    "steps": "train.steps",
-    "device": "train.device",
-    "precision": "train.precision",
-    "compile": "train.compile",
-    "capture": "train.capture",
-    "budget": "train.budget",
-}
-
 MOST_SEEDS = 1000
 PATH = click.Path(path_type=Path)
+OVERWRITE = "interlude_fast.overwrite"  # in a command's context
 # Those that a run leaves behind; the last one where it has validation images.
 NETWORKS = ("ema", "raw", "best_on_validation")
 # Which images, and which of them are labeled.
@@ -75,13 +56,50 @@ def shared_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def overrides(assignments: tuple[str, ...], **flags: Any) -> list[dict[str, Any]]:
-    """`--set`s, then the flags that were given, as nested settings; later ones win."""
-    given = {name: str(v) if isinstance(v, Path) else v for name, v in flags.items() if v is not None}
-    return [
-        *(parse_assignment(text) for text in assignments),
-        *(nested(OVERRIDES[name], value) for name, value in given.items()),
-    ]
+def why_not_written(out: Path, overwrite: bool) -> str | None:
+    """What speaks against writing a file there, its missing folders made, in words; None: nothing."""
+    try:
+        found = os.lstat(out)
+        if out.is_dir():
+            return f"{out} is a folder; name a file"
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(found.st_mode):
+            return f"{out} is not a file"
+        if not overwrite:
+            return f"{out} exists; --overwrite replaces it"
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        return f"{out} cannot be written: {error.strerror}"
+    folder = next(folder for folder in out.absolute().parents if folder.exists())
+    if not folder.is_dir():
+        return f"{out} cannot be written: {folder} is not a folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{out} cannot be written: no permission to write in {folder}"
+    return None
+
+
+def _look_at_out(context: click.Context, option: click.Parameter, out: Path | None) -> Path | None:
+    if out is not None and (reason := why_not_written(out, context.meta[OVERWRITE])):
+        raise click.BadParameter(reason)
+    return out
+
+
+def _keep_overwrite(context: click.Context, option: click.Parameter, value: bool) -> None:
+    context.meta[OVERWRITE] = value
+
+
+def out_option(name: str = "--out", **attributes: Any) -> Callable[..., Any]:
+    """A file that a command writes, as its argument `out`, looked at before any work; and --overwrite."""
+    file = click.option(name, "out", type=PATH, callback=_look_at_out, **attributes)
+    overwrite = click.option(
+        "--overwrite",
+        is_flag=True,
+        is_eager=True,  # known when the file is looked at
+        expose_value=False,
+        callback=_keep_overwrite,
+        help=f"Replace the file of {name} where there is one.",
+    )
+    return lambda command: file(overwrite(command))
 
 
 def names(text: str) -> list[str]:

@@ -16,7 +16,7 @@ from rich.console import Console
 from interlude_fast.errors import ConfigError
 
 from .main import complain, one_line_errors
-from .settings import overrides, parse_seeds, shared_options
+from .settings import parse_seeds, shared_options
 
 
 def in_a_job(run: Callable[..., None]) -> Callable[..., None]:
@@ -24,7 +24,7 @@ def in_a_job(run: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(run)
     def joining(*args: Any, **kwargs: Any) -> None:
-        from interlude_fast.train.distributed import joined
+        from interlude_fast.training.distributed import joined
 
         with joined() as world, contextlib.ExitStack() as stack:
             if not world.first:
@@ -58,44 +58,30 @@ def command(
     **flags: Any,
 ) -> None:
     """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
-    from interlude_fast.config import load
-    from interlude_fast.experiment.run import resume_config, train_run
+    from interlude_fast import api
     from interlude_fast.report.tables import result_lines
 
-    console = Console(stderr=True)
-    asked = overrides(assignments, **flags)
+    given: dict[str, Any] = {"config": config_file, "set": assignments, "resume": resume, **flags}
     if seeds is not None:
-        several_seeds(seeds, asked, config_file, run_dir, jobs, resume)
+        several_seeds(seeds, run_dir, jobs, given)
         return
     if jobs is not None:
         raise ConfigError("--jobs says how many runs are done at a time: it wants --seeds, such as 0-4")
-    config = resume_config(run_dir, config_file, asked) if resume else load(config_file, asked)
-    result = train_run(config, run_dir, resume=resume, console=console)
+    result = api.train(run_dir=run_dir, **given)
     for line in result_lines(result):
         click.echo(line)
     click.echo(f"{result.seconds:.0f} s, everything in {result.directory}")
 
 
-def several_seeds(
-    seeds: list[int],
-    asked: list[dict[str, Any]],
-    file: Path | None,
-    folder: Path | None,
-    jobs: int | None,
-    resume: bool,
-) -> None:
+def several_seeds(seeds: list[int], folder: Path | None, jobs: int | None, given: dict[str, Any]) -> None:
     """Trains what is missing and prints the table; exit code 2 where a run failed, 130 after an interrupt."""
-    from interlude_fast.sweep.seeds import default_folder, seed_configs, train_seeds
+    from interlude_fast import api
 
-    if resume and folder is None:
-        raise ConfigError("--resume wants the folder of the runs to go on with: --run-dir DIR --resume")
-    configs = seed_configs(seeds, asked, file, folder if resume else None)
-    out = folder or default_folder(configs[seeds[0]])
     try:
-        found = train_seeds(configs, out, processes=jobs, console=Console(stderr=True))
+        found = api.sweep(seeds=seeds, out=folder, jobs=jobs, **given)
     except KeyboardInterrupt:
-        complain("interrupted; the same command goes on")
+        complain("interrupted; the same command resumes the runs")
         sys.exit(130)
     Console().print(found.table())
-    click.echo(f"runs and seeds.json in {out}")
+    click.echo(f"runs and seeds.json in {found.folder}")
     found.raise_failures()

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError
+from interlude_fast.options import FilesConfig
 
 from .cache import FileFacts, Prepared, default_cache, prepared_images, survey
-from .datasets import TRAIN, Dataset, Files
+from .datasets import TRAIN, Dataset, Files, Listing, LoadContext
 from .images import IMAGE_SUFFIXES, Recipe, refuse_unseen, shown
-from .progress import Progress, Silent
+from .progress import Progress
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 LARGEST_OWN_SIZE, DEFAULT_MOST = 224, 96
@@ -59,8 +59,8 @@ def dataset_from_files(
     root: Path,
     records: Sequence[Record],
     classes: Sequence[str],
-    options: DataConfig,
-    progress: Progress | None = None,
+    options: FilesConfig,
+    context: LoadContext | None = None,
     **rest: Any,
 ) -> Dataset:
     """A Dataset of image files, from the cache where they were prepared before.
@@ -74,10 +74,22 @@ def dataset_from_files(
     """
     if not records:
         raise DataError(f"{name}: no image file in {shown(root)}")
-    progress, cache = progress or Silent(), options.cache or default_cache()
+    context, cache = context or LoadContext(), options.cache or default_cache()
+    progress, groups = context.progress, _groups(records)
+    listing = Listing(
+        name=name,
+        labels=np.array([record.label for record in records], dtype=np.int64),
+        parts=np.array([record.part for record in records], dtype=np.uint8),
+        classes=tuple(classes),
+        groups=groups,
+    )
+    context.check(listing)
+    if options.size and options.channels:  # what the files say cannot change them
+        context.check_shape(listing, options.size, options.channels)
     paths = [root / record.path for record in records]
     facts = survey(paths, cache, progress)
     recipe = choose_recipe(facts, options)
+    context.check_shape(listing, recipe.size, recipe.channels)
     prepared = prepared_images(paths, facts, recipe, cache, progress)
     skipped = tuple((records[i].path, reason) for i, reason in prepared.skipped)
     _judge_skipped(name, skipped, len(records), options.max_unreadable, progress)
@@ -85,7 +97,6 @@ def dataset_from_files(
     parts = np.array([record.part for record in kept], dtype=np.uint8)
     if "mean" not in rest:
         rest["mean"], rest["std"] = _statistics(prepared, parts == TRAIN)
-    groups = [record.group or record.path for record in kept]  # without a group, an image is its own
     known = [facts[i] for i in prepared.kept]
     return Dataset(
         name=name,
@@ -93,7 +104,7 @@ def dataset_from_files(
         labels=np.array([record.label for record in kept], dtype=np.int64),
         parts=parts,
         classes=tuple(classes),
-        groups=np.array(groups) if any(record.group for record in kept) else None,
+        groups=_groups(kept),
         files=Files(
             root=root,
             paths=tuple(record.path for record in kept),
@@ -107,7 +118,14 @@ def dataset_from_files(
     )
 
 
-def choose_recipe(facts: Sequence[FileFacts], options: DataConfig) -> Recipe:
+def _groups(records: Sequence[Record]) -> np.ndarray | None:
+    """[N]; without a group, an image is its own."""
+    if not any(record.group for record in records):
+        return None
+    return np.array([record.group or record.path for record in records])
+
+
+def choose_recipe(facts: Sequence[FileFacts], options: FilesConfig) -> Recipe:
     """Size and channels of the prepared images: as configured, else from the files. Images that are all squares of
     one size up to 224 px keep it; others get the median of their shorter sides, at most 96, in steps of 8."""
     readable = [f for f in facts if not f.reason]

@@ -17,8 +17,8 @@ from typing import BinaryIO, NoReturn, get_args
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from interlude_fast.config import Fit
 from interlude_fast.errors import DataError
+from interlude_fast.options import Fit
 
 # Pillow's decoders of pixels, by what a file holds and not by its name; nothing that starts other programs (EPS).
 FORMATS = {

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError, few
 
 from .datasets import TEST, UNLABELED, csv_table, npz
@@ -80,7 +79,7 @@ def _of_table(file: Path) -> LabeledImages:
 
 
 def _of_arrays(file: Path) -> LabeledImages:
-    dataset = npz.load(DataConfig(dataset="npz", root=file))
+    dataset = npz.load(npz.Options(dataset="npz", root=file))
     chosen = dataset.indices(TEST)
     chosen = chosen if len(chosen) else np.flatnonzero(dataset.labels != UNLABELED)
     return LabeledImages(dataset.images[chosen], [dataset.classes[k] for k in dataset.labels[chosen]])

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError, few
+from interlude_fast.options import DataConfig
 
 from .datasets import Dataset
 from .split import Split

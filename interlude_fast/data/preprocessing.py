@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interlude_fast.config import Fit
 from interlude_fast.errors import CheckpointError
+from interlude_fast.options import Fit
 from interlude_fast.reference.augment import look_up_values
 
 from .augment import normalization_table

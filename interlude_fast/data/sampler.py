@@ -39,6 +39,12 @@ class Plan:
         return Batch(images, self.labels, self.order, self.unlabeled_items, self.step)
 
 
+def check_unlabeled(unlabeled: int, mu: int) -> None:
+    """Raises DataError where there are fewer unlabeled images than a labeled one has beside it."""
+    if mu > unlabeled:
+        raise DataError(f"mu = {mu}, but there are only {unlabeled} unlabeled images")
+
+
 class Sampler:
     """Stateless: `plan(k)` depends on the seed, the sizes and k alone.
 
@@ -58,8 +64,7 @@ class Sampler:
     def __init__(
         self, store: Store, order: RowOrder, seed: int, *, paired: bool = False, rank: int = 0, world: int = 1
     ) -> None:
-        if order.unlabeled_views and order.mu > len(store.unlabeled):
-            raise DataError(f"mu = {order.mu}, but there are only {len(store.unlabeled)} unlabeled images")
+        check_unlabeled(len(store.unlabeled), order.mu if order.unlabeled_views else 0)
         if not 0 <= rank < world or order.count % world:
             raise ConfigError(f"rank {rank} of {world} has no equal share of {order.count} rows")
         self.store, self.order, self.seed = store, order, seed

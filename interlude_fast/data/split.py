@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from interlude_fast import reference
-from interlude_fast.config import DataConfig, SplitConfig
 from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.options import DataConfig, SplitConfig
 
 if TYPE_CHECKING:
-    from .datasets import Dataset
+    from .datasets import Listing
 
 # Keys of the permutations that choose held-out images; classes 0, 1, ... key those of the others.
 VALIDATION_KEY, TEST_KEY = 1 << 20, 2 << 20
@@ -21,7 +21,7 @@ VALIDATION_KEY, TEST_KEY = 1 << 20, 2 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """Indices into a Dataset, int64, ascending. Validation and test images are in no other part; whether the
+    """Indices into a Listing, int64, ascending. Validation and test images are in no other part; whether the
     labeled ones are among the unlabeled is a setting."""
 
     labeled: np.ndarray
@@ -30,7 +30,7 @@ class Split:
     test: np.ndarray
 
 
-def draw_split(dataset: Dataset, options: DataConfig, seed: int) -> Split:
+def draw_split(dataset: Listing, options: DataConfig, seed: int) -> Split:
     """The split that `options` ask for.
 
     Raises:
@@ -40,7 +40,6 @@ def draw_split(dataset: Dataset, options: DataConfig, seed: int) -> Split:
     from .datasets import TEST, TRAIN, VALIDATION  # datasets/digits.py needs this module
 
     wish, labels = options.split, dataset.labels
-    refuse_contradictions(options)
     pool = dataset.indices(TRAIN)
     own_test, own_validation = dataset.indices(TEST), dataset.indices(VALIDATION)
     _refuse_second(dataset.name, "test", len(own_test), wish.test)
@@ -63,7 +62,7 @@ def draw_split(dataset: Dataset, options: DataConfig, seed: int) -> Split:
     )
 
 
-def with_every_label(dataset: Dataset, split: Split) -> Split:
+def with_every_label(dataset: Listing, split: Split) -> Split:
     """The same held-out images, and the label of every other training image that has one."""
     from .datasets import TRAIN, UNLABELED
 
@@ -116,22 +115,6 @@ def divide(total: int, weights: np.ndarray, most: np.ndarray | None = None) -> l
         movable = counts < most if left > 0 else counts > least
         counts[np.where(movable, (exact - counts) * step, -np.inf).argmax()] += step
     return counts.tolist()
-
-
-def refuse_contradictions(options: DataConfig) -> None:
-    """Raises ConfigError for settings beside which others would be ignored."""
-    wish = options.split
-    if wish.kind == "long_tailed" and options.labels is None and wish.counts is None:
-        raise ConfigError("data.split.kind = long_tailed wants data.labels, or data.split.counts instead")
-    if wish.imbalance != 1 and wish.kind != "long_tailed":
-        raise ConfigError(f"data.split.imbalance = {wish.imbalance:g} wants data.split.kind = long_tailed")
-    if wish.counts is not None and wish.kind != "balanced":
-        raise ConfigError(f"data.split.counts and kind = {wish.kind} both say how many labels a class has")
-    if wish.unlabeled_largest is not None and wish.unlabeled_imbalance is None:
-        raise ConfigError("data.split.unlabeled_largest wants data.split.unlabeled_imbalance beside it")
-    for name, share in (("validation", wish.validation), ("test", wish.test)):
-        if share > 1 and share != int(share):
-            raise ConfigError(f"data.split.{name} = {share:g} is neither a share below 1 nor a whole number")
 
 
 def labels_per_class(options: DataConfig, available: np.ndarray) -> list[int]:
@@ -210,7 +193,7 @@ def _refuse_second(name: str, part: str, own: int, wish: float) -> None:
         raise ConfigError(f"data.split.{part}: {name} has {own} {part} images of its own")
 
 
-def _fold(dataset: Dataset, fold: int) -> np.ndarray:
+def _fold(dataset: Listing, fold: int) -> np.ndarray:
     if fold >= len(dataset.folds):
         raise ConfigError(
             f"data.split.fold = {fold}: {dataset.name} has {len(dataset.folds)} folds, counted from 0"
@@ -219,7 +202,7 @@ def _fold(dataset: Dataset, fold: int) -> np.ndarray:
 
 
 def _hold_out(
-    dataset: Dataset, pool: np.ndarray, wish: float, total: int, seed: int, key: int
+    dataset: Listing, pool: np.ndarray, wish: float, total: int, seed: int, key: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(held out, rest) of the pool: class by class in proportion, or whole groups where there are groups."""
     if not wish:

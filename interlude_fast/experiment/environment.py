@@ -15,7 +15,7 @@ import torch
 import interlude_fast
 from interlude_fast import ops
 from interlude_fast.ops.extension import BUILD_HINT
-from interlude_fast.train.device import resolve_device, resolve_precision
+from interlude_fast.training.device import LEAST_SIDE_FOR_BF16, resolve_device, resolve_precision
 
 PACKAGES = (
     *("torchvision", "nvidia-dali-cuda130", "numpy", "pillow", "pydantic", "safetensors"),
@@ -75,7 +75,7 @@ def extension_line() -> str:
     return f"built with {s.compiler}, torch {s.torch_version}; {cuda}"
 
 
-def passport() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Everything that a figure should not travel without."""
     device = resolve_device("auto")
     return {
@@ -93,12 +93,20 @@ def passport() -> dict[str, Any]:
     }
 
 
+def why_precision(device: torch.device) -> str:
+    """The format that `auto` settles on, and what it depends on."""
+    large, small = (resolve_precision("auto", device, side) for side in (None, LEAST_SIDE_FOR_BF16 - 1))
+    where = "the GPU" if device.type == "cuda" else "the processor"
+    if large != "bf16":
+        return f"in {large} ({where} does not compute in bf16)"
+    below = "" if small == large else f" for images of {LEAST_SIDE_FOR_BF16} px and more, else in {small}"
+    return f"in {large}{below} ({where} computes in bf16)"
+
+
 def what_runs() -> str:
     """Device, precision and kernels that `auto` settles on here, and why."""
     device = resolve_device("auto")
-    precision = resolve_precision("auto", device)
-    why_device = "a GPU is there" if device.type == "cuda" else "torch sees no GPU"
-    why_precision = "the GPU computes in it" if precision == "bf16" else "no GPU that computes in bf16"
+    why_device = "torch sees a GPU" if device.type == "cuda" else "torch sees no GPU"
     s = ops.status()
     if s.runs_on(device):
         kernels = "fused kernels"
@@ -106,4 +114,4 @@ def what_runs() -> str:
         kernels = f"torch reference, because the extension was built without kernels for {device.type}"
     else:
         kernels = f"torch reference, because the extension is {s.why_not} ({BUILD_HINT})"
-    return f"on {device} ({why_device}), in {precision} ({why_precision}), with {kernels}"
+    return f"on {device} ({why_device}), {why_precision(device)}, with {kernels}"

@@ -9,15 +9,19 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interlude_fast.config import Config, load
+from interlude_fast.config import ExperimentConfig, load
+from interlude_fast.data.manifest import manifest
+from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
 from interlude_fast.errors import CheckpointError
 from interlude_fast.models.foreign import foreign_networks, refuse_non_finite
 from interlude_fast.models.released import Released, from_released, identify
-from interlude_fast.train.checkpoint import save_tensors
-from interlude_fast.train.loop import Run, prepare
+from interlude_fast.training.checkpoint import save_tensors
+from interlude_fast.training.network import empty_network
+from interlude_fast.training.setup import load_data
 
-from .run import write_passport
+from .result import NETWORKS
+from .run import write_environment
 from .run_directory import RunDirectory
 
 # What a released program normalizes with where it is not what the data set has here.
@@ -60,18 +64,28 @@ def import_checkpoint(
         weights = {n: from_released(state, released.source, released.network) for n, state in found.items()}
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
-    run = prepare(_config(released, config_file, overrides), progress)
-    if len(run.dataset.classes) != released.classes:
+    config = _config(released, config_file, overrides)
+    dataset, split = load_data(config, progress)
+    if len(dataset.classes) != released.classes:
         raise CheckpointError(
-            f"{file} tells {released.classes} classes apart, but {run.dataset.name} has {len(run.dataset.classes)}"
+            f"{file} tells {released.classes} classes apart, but {dataset.name} has {len(dataset.classes)}"
         )
-    for name, network in run.networks().items():
+    preprocessing = Preprocessing.of(dataset)
+    network, tensors = empty_network(config, preprocessing), {}
+    for name in NETWORKS:
         _put(file, network, weights.get(name) or next(iter(weights.values())))
-    _write(directory, run, file, found)
+        tensors[name] = {key: value.clone() for key, value in network.state_dict().items()}
+    folder = RunDirectory.create(directory)
+    split_content = manifest(dataset, split, config.data, config.seed, config.data.split.file)
+    write_environment(folder, config, split_content, preprocessing)
+    for name, state in tensors.items():
+        save_tensors(folder.weights(name), state, {"network": name})
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    folder.write(folder.imported.name, {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})
     return Imported(directory, released, tuple(found))
 
 
-def _config(released: Released, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
+def _config(released: Released, file: Path | None, overrides: list[dict[str, Any]]) -> ExperimentConfig:
     """The data set's settings with the network that was found, then what the user says."""
     config = load(file, [{"method": {"name": "supervised"}}, *overrides])
     statistics = MEAN_STD.get((released.source, config.data.dataset))
@@ -86,12 +100,3 @@ def _put(file: Path, network: nn.Module, weights: dict[str, Tensor]) -> None:
     except RuntimeError as error:
         detail = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{file}: the weights do not fit the network: {detail}") from None
-
-
-def _write(directory: Path, run: Run, file: Path, found: dict[str, Any]) -> None:
-    folder = RunDirectory.create(directory)
-    write_passport(folder, run)
-    for name, network in run.networks().items():
-        save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    folder.write(folder.imported.name, {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from interlude_fast.errors import CheckpointError
-from interlude_fast.metrics import Scores, heading
-from interlude_fast.train.loop import Recorder
+from interlude_fast.metrics import Scores
+from interlude_fast.training.loop import Logger
 
 from .run_directory import RunDirectory
 
 
-class FileRecorder:
+class FileLogger:
     """metrics.jsonl, TensorBoard events and log.txt."""
 
     def __init__(self, directory: RunDirectory, purge_step: int | None = None) -> None:
@@ -36,8 +36,8 @@ class FileRecorder:
         self._keep(step, metrics)
         self.log.info("step %d  %s", step, "  ".join(f"{k} {v:.4g}" for k, v in metrics.items()))
 
-    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
-        named = {heading(name): s.as_dict() for name, s in scores.items()}
+    def evaluated(self, step: int, scores: dict[str, dict[str, Scores]]) -> None:
+        named = {f"{part}/{net}": s.as_dict() for part, networks in scores.items() for net, s in networks.items()}
         values = ((f"{name}/{k}", v) for name, s in named.items() for k, v in s.items() if k != "n")
         self._keep(step, {name: v for name, v in values if v is not None})
         errors = "  ".join(f"{name} {s['error']:.2%}" for name, s in named.items())
@@ -60,7 +60,7 @@ class FileRecorder:
         self.handler.close()
 
 
-class ProgressRecorder:
+class ProgressLogger:
     """One line that shows where the run is; nothing where the console is not a terminal."""
 
     def __init__(self, console: Console, title: str, steps: int) -> None:
@@ -77,7 +77,7 @@ class ProgressRecorder:
         self.metrics: dict[str, float] = {}
         self.errors = ""
 
-    def __enter__(self) -> ProgressRecorder:
+    def __enter__(self) -> ProgressLogger:
         self.progress.start()
         return self
 
@@ -93,8 +93,8 @@ class ProgressRecorder:
         self.metrics = {**self.metrics, **metrics}
         self._show()
 
-    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
-        shown = scores.get("ema") or scores.get("ema_validation")
+    def evaluated(self, step: int, scores: dict[str, dict[str, Scores]]) -> None:
+        shown = next((networks["ema"] for networks in scores.values()), None)
         self.errors = f"error {shown.error:.1%}" if shown else ""
         self._show()
 
@@ -112,24 +112,24 @@ class ProgressRecorder:
         self.progress.update(self.task, status=" ".join([*parts, self.errors]))
 
 
-class Several:
-    """Passes every call on to each of several recorders."""
+class LoggerList:
+    """Passes every call on to each of several loggers."""
 
-    def __init__(self, *recorders: Recorder) -> None:
-        self.recorders = recorders
+    def __init__(self, *loggers: Logger) -> None:
+        self.loggers = loggers
 
     def stepped(self, step: int) -> None:
-        for recorder in self.recorders:
-            recorder.stepped(step)
+        for logger in self.loggers:
+            logger.stepped(step)
 
     def logged(self, step: int, metrics: dict[str, float]) -> None:
-        for recorder in self.recorders:
-            recorder.logged(step, metrics)
+        for logger in self.loggers:
+            logger.logged(step, metrics)
 
-    def evaluated(self, step: int, scores: dict[str, Scores]) -> None:
-        for recorder in self.recorders:
-            recorder.evaluated(step, scores)
+    def evaluated(self, step: int, scores: dict[str, dict[str, Scores]]) -> None:
+        for logger in self.loggers:
+            logger.evaluated(step, scores)
 
     def noted(self, line: str) -> None:
-        for recorder in self.recorders:
-            recorder.noted(line)
+        for logger in self.loggers:
+            logger.noted(line)

@@ -2,54 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from interlude_fast.config import Config, dump, merge_config, read_yaml
+from interlude_fast.config import ExperimentConfig, dump, merge_config
 from interlude_fast.data.manifest import to_text
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.metrics import Scores
-from interlude_fast.train.checkpoint import load_checkpoint, save_tensors
-from interlude_fast.train.distributed import World
-from interlude_fast.train.exhaustion import explained, refuse_too_large
-from interlude_fast.train.loop import Run, prepare, resolve, train, what_counts
-from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
+from interlude_fast.settings_files import read_yaml
+from interlude_fast.training.checkpoint import load_checkpoint, save_tensors
+from interlude_fast.training.distributed import World
+from interlude_fast.training.evaluate import evaluate_networks
+from interlude_fast.training.exhaustion import explained, refuse_too_large
+from interlude_fast.training.loop import train
+from interlude_fast.training.selection import BY_VALIDATION, Evaluation
+from interlude_fast.training.setup import Run, prepare, what_counts
 
-from .environment import passport
-from .full_report import details, with_selected
-from .loggers import FileRecorder, ProgressRecorder, Several
-from .run_directory import RunDirectory, load_weights
+from .environment import environment
+from .loggers import FileLogger, LoggerList, ProgressLogger
+from .result import LAST, Result, result_as_dict
+from .run_directory import RunDirectory
 
-LAST = "last"
 DEFAULT_FOLDER = Path("runs")
-NOT_FAIR = "selected on the test set: not a fair figure, printed because the published tables are such"
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run came to.
-
-    Attributes:
-        scores: after the last step, as Run.evaluate gives them. seconds: of this process.
-        evaluations: "last", "best_on_validation" and "best_on_test", each by network, "raw" and "ema"; without
-            those of images that there are none of. selected_by: the score that chose the two best ones.
-    """
-
-    directory: Path
-    scores: dict[str, Scores]
-    seconds: float
-    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
-    selected_by: str = "accuracy"
-
-
-def default_directory(config: Config, labels: int) -> Path:
+def default_directory(config: ExperimentConfig, labels: int) -> Path:
     """runs/<data set>-<method>-<labels>-seed<s>, numbered on where that exists."""
     stem = f"{config.data.dataset}-{config.method.name}-{labels}-seed{config.seed}"
     path, number = DEFAULT_FOLDER / stem, 2
@@ -58,7 +43,7 @@ def default_directory(config: Config, labels: int) -> Path:
     return path
 
 
-def resume_config(directory: Path | None, file: Path | None, overrides: list[dict[str, Any]]) -> Config:
+def resume_config(directory: Path | None, file: Path | None, overrides: list[dict[str, Any]]) -> ExperimentConfig:
     """The configuration of the run in `directory`, with what the command line asks for on top; train_run
     refuses what differs."""
     folder = _to_resume(directory)
@@ -67,8 +52,12 @@ def resume_config(directory: Path | None, file: Path | None, overrides: list[dic
 
 
 def train_run(
-    config: Config, directory: Path | None = None, *, resume: bool = False, console: Console | None = None
-) -> RunResult:
+    config: ExperimentConfig,
+    directory: Path | None = None,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> Result:
     """Train as configured, leaving everything in a run directory. In a job of several processes all of them call
     this, inside train.distributed.joined; the first writes.
 
@@ -84,7 +73,7 @@ def train_run(
     screen = console if console and world.first else Console(quiet=True)
     if resume:
         folder = _to_resume(directory)
-        _refuse_changes(folder.config(), resolve(config))
+        _refuse_changes(folder.config(), config)
         if not folder.checkpoint.exists():
             raise CheckpointError(
                 f"{folder.checkpoint} does not exist: the run stopped before its first checkpoint; "
@@ -101,20 +90,24 @@ def train_run(
         folder = RunDirectory(Path(world.from_first(lambda: str(_begin(run, directory).path))))
     if not world.first:
         with explained(run.config, (run.dataset, run.split), folder.checkpoint):
-            scores = train(run, Several(), folder.checkpoint)
+            scores = train(run, LoggerList(), folder.checkpoint)
         world.after_first()
         return _result(folder, run, scores, began)
-    files = FileRecorder(folder, purge_step=step + 1 if resume else None)
+    files = FileLogger(folder, purge_step=step + 1 if resume else None)
     chosen = _what_was_chosen(run)
     files.log.info(chosen)
+    if run.config.preset:
+        files.log.info("preset: %s", run.config.preset)
     for path, reason in run.dataset.files.skipped if run.dataset.files else ():
         files.log.info("skipped: %r (%s)", path, reason)
     if screen.is_terminal:
+        if run.config.preset:
+            screen.print(f"preset: {run.config.preset}", markup=False, highlight=False, soft_wrap=True)
         screen.print(chosen, markup=False, highlight=False, soft_wrap=True)
     try:
-        show = ProgressRecorder(screen, f"{run.dataset.name} {run.config.method.name}", run.config.train.steps)
+        show = ProgressLogger(screen, f"{run.dataset.name} {run.config.method.name}", run.config.train.steps)
         with explained(run.config, (run.dataset, run.split), folder.checkpoint), show as progress:
-            scores = train(run, Several(files, progress), folder.checkpoint)
+            scores = train(run, LoggerList(files, progress), folder.checkpoint)
     except (Exception, KeyboardInterrupt) as error:
         files.log.info("stopped: %s", str(error) or "interrupted")
         raise
@@ -122,13 +115,14 @@ def train_run(
         files.close()
     _keep_weights(folder, run)
     result = _result(folder, run, scores, began)
+    result = replace(result, scores=_in_detail(run))
     if step < run.state.step or not folder.result.exists():
-        folder.write("result.json", _as_json(result, run))
+        folder.write("result.json", result_as_dict(result, run.selection.network))
     world.after_first()
     return result  # where it had finished before, its own result.json stands
 
 
-def _prepared(config: Config, screen: Console, split_file: Path | None = None) -> Run:
+def _prepared(config: ExperimentConfig, screen: Console, split_file: Path | None = None) -> Run:
     with explained(config):
         run = prepare(config, RichProgress(screen), split_file)
     refuse_too_large(run.config, run.dataset, run.split)
@@ -142,14 +136,23 @@ def _what_was_chosen(run: Run) -> str:
 
 def _begin(run: Run, directory: Path | None) -> RunDirectory:
     folder = RunDirectory.create(directory or default_directory(run.config, len(run.split.labeled)))
-    write_passport(folder, run)
+    used = {"precision_used": run.precision, "pipeline": run.pipeline_choice, "steps": run.stepper.choice}
+    used |= {"processes": str(run.world), "preset": run.config.preset}
+    write_environment(folder, run.config, run.manifest(), Preprocessing.of(run.dataset), used)
     return folder
 
 
-def _result(folder: RunDirectory, run: Run, scores: dict[str, Scores], began: float) -> RunResult:
+def _result(folder: RunDirectory, run: Run, scores: dict[str, dict[str, Scores]], began: float) -> Result:
     last = {name: Evaluation.of(name, run.state.step, scores) for name in run.networks()} if scores else {}
     evaluations = {LAST: last, **run.selection.best}
-    return RunResult(folder.path, scores, time.perf_counter() - began, evaluations, run.selection.by)
+    return Result(
+        directory=folder.path,
+        scores=scores,
+        seconds=time.perf_counter() - began,
+        evaluations=evaluations,
+        selected_by=run.selection.by,
+        classes=run.dataset.classes,
+    )
 
 
 def _keep_weights(folder: RunDirectory, run: Run) -> None:
@@ -162,44 +165,20 @@ def _keep_weights(folder: RunDirectory, run: Run) -> None:
         save_tensors(folder.weights(BY_VALIDATION), chosen.weights, about)
 
 
-def _as_json(result: RunResult, run: Run) -> dict[str, Any]:
-    """result.json: scores after the last step, then the three evaluations by their names, then the full report."""
-    report = details(run, with_selected(run, run.selection.weights or None))
-    return {
-        **{name: scores.as_dict() for name, scores in result.scores.items()},
-        "seconds": result.seconds,
-        **{
-            kind: {name: evaluation.as_dict() for name, evaluation in found.items()}
-            for kind, found in result.evaluations.items()
-        },
-        "selection": {"by": result.selected_by, "kept_network": run.selection.network, BY_TEST: NOT_FAIR},
-        "report": {part: {name: d.as_dict() for name, d in found.items()} for part, found in report.items()},
-    }
-
-
-def read_result(directory: Path) -> RunResult:
-    """What a finished run left in its result.json; what else stands there is not read.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    folder = RunDirectory.open(directory)
-    values, known = folder.read_json(folder.result.name), {f.name for f in fields(Scores)}
-    try:
-        scores = {
-            name: Scores(**{key: value for key, value in entry.items() if key in known})
-            for name, entry in values.items()
-            if isinstance(entry, dict) and "error" in entry
-        }
-        evaluations = {
-            kind: {name: Evaluation.from_dict(entry) for name, entry in values[kind].items()}
-            for kind in (LAST, BY_VALIDATION, BY_TEST)
-            if kind in values
-        }
-        by = values.get("selection", {}).get("by", RunResult.selected_by)
-        return RunResult(directory, scores, float(values["seconds"]), evaluations, by)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise CheckpointError(f"{folder.result} is damaged: it does not hold what a run writes") from None
+def _in_detail(run: Run) -> dict[str, dict[str, Scores]]:
+    """Scores in detail of every network on every held-out image, the one that validation selected among them."""
+    networks = run.networks()
+    if run.selection.weights:
+        networks[BY_VALIDATION] = copy.deepcopy(run.state.ema.model)
+        networks[BY_VALIDATION].load_state_dict(run.selection.weights)
+    return evaluate_networks(
+        networks,
+        run.eval_sets,
+        Preprocessing.of(run.dataset),
+        batch=run.config.train.eval_batch,
+        precision=run.precision,
+        seed=run.config.seed,
+    )
 
 
 def _to_resume(directory: Path | None) -> RunDirectory:
@@ -214,13 +193,22 @@ def _to_resume(directory: Path | None) -> RunDirectory:
     return folder
 
 
-def write_passport(folder: RunDirectory, run: Run) -> None:
-    folder.write("config.yaml", dump(run.config))
-    used = {"precision_used": run.precision, "pipeline": run.pipeline_choice, "steps": run.stepper.choice}
-    used["processes"] = str(run.world)
-    folder.write("passport.json", {"command": sys.argv, **used, **passport()})
-    folder.write("split.json", to_text(run.manifest()))
-    folder.write("preprocessing.json", Preprocessing.of(run.dataset).as_dict())
+def write_environment(
+    folder: RunDirectory,
+    config: ExperimentConfig,
+    split: dict[str, Any],
+    preprocessing: Preprocessing,
+    used: dict[str, str] | None = None,
+) -> None:
+    """config.yaml, passport.json, split.json and preprocessing.json of a new run.
+
+    Args:
+        split: its manifest. used: what was chosen for training, by name.
+    """
+    folder.write("config.yaml", dump(config))
+    folder.write("passport.json", {"command": sys.argv, **(used or {}), **environment()})
+    folder.write("split.json", to_text(split))
+    folder.write("preprocessing.json", preprocessing.as_dict())
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,29 +228,7 @@ def first_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None
 
 
-def _refuse_changes(before: Config, now: Config) -> None:
+def _refuse_changes(before: ExperimentConfig, now: ExperimentConfig) -> None:
     """Raises CheckpointError where a run to resume has another configuration."""
     if change := first_change(what_counts(before), what_counts(now)):
         raise CheckpointError(f"the run to resume has {change}; a resumed run keeps its configuration")
-
-
-def evaluate_run(path: Path, overrides: list[dict[str, Any]] | None = None) -> dict[str, Scores]:
-    """Scores of a run's saved networks on its test and validation images.
-
-    Args:
-        overrides: nested settings, such as another device or place of the data.
-
-    Raises:
-        CheckpointError: the folder is not a run's, or its weights are missing or damaged.
-    """
-    return open_run(path, overrides)[1].evaluate()
-
-
-def open_run(path: Path, overrides: list[dict[str, Any]] | None = None) -> tuple[RunDirectory, Run]:
-    """A finished run's folder, and the run with its last weights in its networks; as evaluate_run."""
-    folder = RunDirectory.open(path)
-    config = merge_config(folder.config(), overrides or [])
-    run = prepare(config, split_file=folder.split)
-    for name, network in run.networks().items():
-        load_weights(network, folder, name)
-    return folder, run

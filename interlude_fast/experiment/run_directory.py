@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from interlude_fast import config as configuration
-from interlude_fast.config import Config
+from interlude_fast.config import ExperimentConfig, stored_config
 from interlude_fast.errors import CheckpointError
-from interlude_fast.train.checkpoint import load_tensors, write_atomically
-from interlude_fast.train.selection import BY_VALIDATION
+from interlude_fast.settings_files import read_yaml
+from interlude_fast.training.checkpoint import load_tensors, write_atomically
+from interlude_fast.training.selection import BY_VALIDATION
 
 # What stands in a run directory before the first checkpoint.
 UNSTARTED = (
@@ -108,11 +108,11 @@ class RunDirectory:
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be removed: {error.strerror or error}") from None
 
-    def config(self) -> Config:
-        values = configuration.read_yaml(self.path / "config.yaml")
+    def config(self) -> ExperimentConfig:
+        values = read_yaml(self.path / "config.yaml")
         if not values:
             raise CheckpointError(f"{self.path / 'config.yaml'} is empty: the run's settings are lost")
-        return configuration.validate(Config, values)
+        return stored_config(values)
 
     def weights(self, network: str) -> Path:
         return self.path / "weights" / f"{network}.safetensors"

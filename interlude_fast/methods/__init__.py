@@ -3,48 +3,40 @@ entry point of an installed package in the group `interlude_fast.methods`, which
 
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
-from interlude_fast.config import validate
-from interlude_fast.errors import ConfigError, unknown
+import torch
 
-from .base import Losses, Method, Problem
-from .fixmatch import FixMatch
-from .flexmatch import FlexMatch
-from .freematch import FreeMatch
-from .fully_supervised import FullySupervised
-from .interlude import Interlude
-from .interlude_plus import InterludePlus
-from .mean_teacher import MeanTeacher
-from .mixmatch import MixMatch
-from .mixup_lr import MixupLR
-from .pseudo_label import PseudoLabel
-from .semimeta import SemiMeta
-from .semisupcon import SemiSupCon
-from .softmatch import SoftMatch
-from .supervised import Supervised
-from .uda import UDA
-from .vat import VAT
+from interlude_fast.errors import ConfigError
+from interlude_fast.options import Strict, validate
+from interlude_fast.registry import Registry
 
-METHODS: dict[str, type[Method]] = {
-    "fixmatch": FixMatch,
-    "flexmatch": FlexMatch,
-    "freematch": FreeMatch,
-    "fully_supervised": FullySupervised,
-    "interlude": Interlude,
-    "interlude_plus": InterludePlus,
-    "mean_teacher": MeanTeacher,
-    "mixmatch": MixMatch,
-    "mixup_lr": MixupLR,
-    "pseudo_label": PseudoLabel,
-    "semimeta": SemiMeta,
-    "semisupcon": SemiSupCon,
-    "softmatch": SoftMatch,
-    "supervised": Supervised,
-    "uda": UDA,
-    "vat": VAT,
-}
+from .base import Losses, Method, TaskInfo
+
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "interlude_fast.methods",
+    {
+        "fixmatch": "interlude_fast.methods.fixmatch:FixMatch",
+        "flexmatch": "interlude_fast.methods.flexmatch:FlexMatch",
+        "freematch": "interlude_fast.methods.freematch:FreeMatch",
+        "fully_supervised": "interlude_fast.methods.fully_supervised:FullySupervised",
+        "interlude": "interlude_fast.methods.interlude:Interlude",
+        "interlude_plus": "interlude_fast.methods.interlude_plus:InterludePlus",
+        "mean_teacher": "interlude_fast.methods.mean_teacher:MeanTeacher",
+        "mixmatch": "interlude_fast.methods.mixmatch:MixMatch",
+        "mixup_lr": "interlude_fast.methods.mixup_lr:MixupLR",
+        "pseudo_label": "interlude_fast.methods.pseudo_label:PseudoLabel",
+        "semimeta": "interlude_fast.methods.semimeta:SemiMeta",
+        "semisupcon": "interlude_fast.methods.semisupcon:SemiSupCon",
+        "softmatch": "interlude_fast.methods.softmatch:SoftMatch",
+        "supervised": "interlude_fast.methods.supervised:Supervised",
+        "uda": "interlude_fast.methods.uda:UDA",
+        "vat": "interlude_fast.methods.vat:VAT",
+    },
+)
 
 
 def register_method(name: str, method: type[Method]) -> type[Method]:
@@ -53,49 +45,49 @@ def register_method(name: str, method: type[Method]) -> type[Method]:
     Raises:
         ConfigError: the name is taken by another method.
     """
-    if METHODS.setdefault(name, method) is not method:
-        raise ConfigError(f"a method named '{name}' is registered already: {METHODS[name].__qualname__}")
-    return method
+    return METHODS.register(name, method)
 
 
-def method_class(name: str) -> type[Method]:
-    """Raises ConfigError where no method has this name, or the package that offers it does not load."""
-    for point in entry_points(group="interlude_fast.methods", name=name) if name not in METHODS else ():
-        try:
-            return register_method(name, point.load())
-        except Exception as error:
-            raise ConfigError(f"method '{name}' of {point.value} does not load: {error}") from None
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]
-
-
-def resolve_options(name: str, options: dict[str, Any]) -> Any:
+def resolve_options(name: str, options: dict[str, Any]) -> Strict:
     """The method's typed options with its defaults filled in.
 
     Raises:
         ConfigError: an unknown method or option, or a value that does not fit.
     """
-    fields = method_class(name).Options.model_fields
-    for key in options.keys() - fields.keys():
-        if others := [other for other, method in METHODS.items() if key in method.Options.model_fields]:
+    cls = METHODS.find(name).Options
+    for key in options.keys() - cls.model_fields.keys():
+        if others := [other for other in METHODS if key in METHODS[other].Options.model_fields]:
             raise ConfigError(f"unknown key 'method.{key}': {name} has no such option; {', '.join(others)} have")
-    return validate(METHODS[name].Options, options, "method")
+    resolved: Strict = validate(cls, options, "method")
+    return resolved
 
 
-def build_method(name: str, options: dict[str, Any], problem: Problem) -> Method:
-    """The method with its state at its initial values."""
-    resolved = resolve_options(name, options)
-    return METHODS[name](resolved, problem)
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
-__all__ = [
-    "METHODS",
-    "Losses",
-    "Method",
-    "Problem",
-    "build_method",
-    "method_class",
-    "register_method",
-    "resolve_options",
-]
+def build_method(
+    name: str, options: Strict | dict[str, Any], task: TaskInfo, *, dtype: torch.dtype = torch.float32
+) -> Method:
+    """The method with its state at its initial values.
+
+    Args:
+        options: of the method's own class, as a configuration holds them; or as resolve_options takes them.
+        dtype: of state that the method names no dtype for: torch's default while it is built. `.double()` on a
+            method of float32 is not the same: its initial 1 / K is rounded already, 3e-8 of it for K = 3.
+
+    Raises:
+        ConfigError: an unknown method or option, or a value that does not fit. TypeError: dtype is not floating.
+    """
+    resolved = options if isinstance(options, Strict) else resolve_options(name, options)
+    with _default_dtype(dtype):
+        return METHODS.find(name)(resolved, task)
+
+
+__all__ = ["METHODS", "Losses", "Method", "TaskInfo", "build_method", "register_method", "resolve_options"]

@@ -8,13 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, Layout, View
 from interlude_fast.models import Network
+from interlude_fast.options import Strict
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskInfo:
     """What a method may know of the run that it is part of.
 
     Attributes:
@@ -45,7 +45,9 @@ class Method(nn.Module):
     A method may draw from torch's generators: the loop seeds them anew for every step.
 
     Class attributes:
-        Options: typed options; the defaults are the paper's.
+        Options: typed options; the defaults are the paper's. Its class attribute `training_defaults`, nested
+            settings such as {"train": {"mu": 1}}, is what the paper trains with where that is not FixMatch's SGD
+            with mu 7 (config.py lays it under every run of the method).
         labeled_views, unlabeled_views: the views of each image that enter the network.
         every_label: trains with the label of every training image, whatever data.labels says.
         cannot_compile: why torch.compile cannot take the forward whole; empty where it can.
@@ -54,7 +56,7 @@ class Method(nn.Module):
             process' rows alone in the first case; the network returns all rows' logits in both.
 
     Attributes:
-        options: an instance of Options. problem: see Problem. num_classes: K.
+        options: an instance of Options. task: see TaskInfo. num_classes: K.
     """
 
     Options: ClassVar[type[Strict]] = Strict
@@ -64,9 +66,22 @@ class Method(nn.Module):
     forwards: ClassVar[str] = "together"
     cannot_compile: ClassVar[str] = ""
 
-    def __init__(self, options: Any, problem: Problem) -> None:
+    def __init__(self, options: Any, task: TaskInfo) -> None:
         super().__init__()
-        self.options, self.problem, self.num_classes = options, problem, problem.num_classes
+        self.options, self.task, self.num_classes = options, task, task.num_classes
+
+    @classmethod
+    def fuses(cls, options: Any) -> bool:
+        """Whether the network fuses embeddings under these options."""
+        return False
+
+    @classmethod
+    def check_steps(cls, options: Any, steps: int) -> None:
+        """Raises ConfigError where options do not fit a run of so many steps."""
+
+    @classmethod
+    def check_classes(cls, options: Any, num_classes: int) -> None:
+        """Raises ConfigError where options do not fit the number of classes K. Called before images are read."""
 
     @property
     def layout(self) -> Layout:

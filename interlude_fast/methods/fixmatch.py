@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import combine, masked_cross_entropy, pseudo_labels, wide

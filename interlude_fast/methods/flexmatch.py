@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
+from .base import Losses, Method, TaskInfo
 from .parts import combine, masked_cross_entropy, pseudo_labels, wide
 
 
@@ -70,9 +70,9 @@ class FlexMatch(Method):
     Options = FlexMatchOptions
     unlabeled_views = ("weak", "strong")
 
-    def __init__(self, options: FlexMatchOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.threshold = FlexThreshold(problem.num_classes, problem.unlabeled, options)
+    def __init__(self, options: FlexMatchOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.threshold = FlexThreshold(task.num_classes, task.unlabeled, options)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         labeled, weak, strong = batch.split(wide(logits))

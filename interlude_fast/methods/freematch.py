@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
+from .base import Losses, Method, TaskInfo
 from .parts import combine, masked_cross_entropy, normalized, pseudo_labels, update_average, wide
 
 
@@ -83,10 +83,10 @@ class FreeMatch(Method):
     Options = FreeMatchOptions
     unlabeled_views = ("weak", "strong")
 
-    def __init__(self, options: FreeMatchOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
+    def __init__(self, options: FreeMatchOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
         o = options
-        self.threshold = SelfAdaptiveThreshold(problem.num_classes, o.momentum, o.use_quantile, o.clip)
+        self.threshold = SelfAdaptiveThreshold(task.num_classes, o.momentum, o.use_quantile, o.clip)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         o = self.options

@@ -6,17 +6,17 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 from torch import Tensor
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch, Layout
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import Network
 from interlude_fast.ops import InterludeLoss, interlude_loss
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
-from .parts import class_weight_tensor, ramp
+from .base import Losses, Method, TaskInfo
+from .parts import check_per_class, class_weight_tensor, ramp
 
 
 class InteractionOptions(Strict):
@@ -31,7 +31,7 @@ class InteractionOptions(Strict):
     delta: Literal["mean", "per_class"] = "mean"
     layout: Layout = "interdigitated"
     fusion_at_eval: bool = Field(False, description="as the released code: predictions depend on their batch")
-    class_weights: list[float] | None = None
+    class_weights: list[PositiveFloat] | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -39,26 +39,27 @@ class InteractionOptions(Strict):
         neither = isinstance(values, dict) and all(values.get(k) is None for k in ("alpha", "alpha_range"))
         return {**values, "alpha": 0.1} if neither else values
 
-
-def _refuse_contradictions(o: InteractionOptions) -> None:
-    low, high = o.alpha_range or (0.0, 0.5)
-    if o.alpha is not None and o.alpha_range is not None:
-        raise ConfigError("method.alpha and method.alpha_range exclude each other; set one of them to null")
-    if not 0 <= low < high < 1:
-        raise ConfigError(f"method.alpha_range must be [low, high] with 0 <= low < high < 1, got [{low}, {high}]")
-    if o.alpha == 0 and o.fusion_at_eval:
-        raise ConfigError("method.fusion_at_eval: nothing is fused with method.alpha = 0; drop one of them")
-    for name in ("u", "dc"):
-        if getattr(o, f"warmup_{name}") and not getattr(o, f"lambda_{name}"):
-            raise ConfigError(f"method.warmup_{name}: method.lambda_{name} = 0 has nothing to rise to; drop it")
+    @model_validator(mode="after")
+    def _check(self) -> InteractionOptions:
+        low, high = self.alpha_range or (0.0, 0.5)
+        if self.alpha is not None and self.alpha_range is not None:
+            raise ConfigError("method.alpha and method.alpha_range exclude each other; set one of them to null")
+        if not 0 <= low < high < 1:
+            raise ConfigError(
+                f"method.alpha_range must be [low, high] with 0 <= low < high < 1, got [{low}, {high}]"
+            )
+        if self.alpha == 0 and self.fusion_at_eval:
+            raise ConfigError("method.fusion_at_eval: nothing is fused with method.alpha = 0; drop one of them")
+        for name in ("u", "dc"):
+            if getattr(self, f"warmup_{name}") and not getattr(self, f"lambda_{name}"):
+                raise ConfigError(
+                    f"method.warmup_{name}: method.lambda_{name} = 0 has nothing to rise to; drop it"
+                )
+        return self
 
 
 class Interaction(Method):
-    """Fusion strength, row order and the fused loss head.
-
-    Raises:
-        ConfigError: options that contradict each other.
-    """
+    """Fusion strength, row order and the fused loss head."""
 
     Options = InteractionOptions
     labeled_views = ("weak", "strong")
@@ -66,10 +67,17 @@ class Interaction(Method):
     options: InteractionOptions
     class_weights: Tensor | None
 
-    def __init__(self, options: InteractionOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        _refuse_contradictions(options)
-        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, problem.num_classes))
+    def __init__(self, options: InteractionOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, task.num_classes))
+
+    @classmethod
+    def fuses(cls, options: InteractionOptions) -> bool:
+        return bool(options.alpha or options.alpha_range)
+
+    @classmethod
+    def check_classes(cls, options: InteractionOptions, num_classes: int) -> None:
+        check_per_class("class_weights", options.class_weights, num_classes)
 
     @property
     def layout(self) -> Layout:
@@ -91,7 +99,7 @@ class Interaction(Method):
 
     def ramps(self, step: Tensor) -> Tensor | None:
         """Factors [2] on lambda_u and lambda_dc in this step, min(1, step / warm-up); None without warm-ups."""
-        lengths = [share * self.problem.steps for share in (self.options.warmup_u, self.options.warmup_dc)]
+        lengths = [share * self.task.steps for share in (self.options.warmup_u, self.options.warmup_dc)]
         return torch.stack([ramp(step, length) for length in lengths]) if any(lengths) else None
 
     def head(self, logits: Tensor, batch: Batch, thresholds: float | Tensor, **more: Any) -> InterludeLoss:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from interlude_fast.data.batch import Batch
 from interlude_fast.errors import ConfigError
 
-from .base import Losses, Problem
+from .base import Losses, TaskInfo
 from .interaction import Interaction, InteractionOptions
-from .parts import start_or_update_average, wide
+from .parts import check_per_class, start_or_update_average, wide
 
 
 class InterludeOptions(InteractionOptions):
@@ -19,19 +19,26 @@ class InterludeOptions(InteractionOptions):
     temperature: float = Field(1.0, gt=0)
     distribution_alignment: bool = Field(False, description="draw pseudo labels to equal shares of the classes")
 
+    @field_validator("tau")
+    @classmethod
+    def _check_tau(cls, tau: float | list[float]) -> float | list[float]:
+        if not all(0 <= value <= 1 for value in (tau if isinstance(tau, list) else [tau])):
+            raise ConfigError(
+                f"method.tau must be a number in [0, 1], or a list of them, one per class, got {tau}"
+            )
+        return tau
+
 
 def threshold_tensor(tau: float | list[float], num_classes: int) -> Tensor | None:
     """Option `tau` as a tensor [K] where it is a list, else None.
 
     Raises:
-        ConfigError: a threshold outside [0, 1], or a list of another length than K.
+        ConfigError: a list of another length than K.
     """
-    values = tau if isinstance(tau, list) else [tau] * num_classes
-    if len(values) != num_classes or not all(0 <= value <= 1 for value in values):
-        raise ConfigError(
-            f"method.tau must be a number in [0, 1], or {num_classes} of them, one per class, got {tau}"
-        )
-    return torch.tensor(tau, dtype=torch.float64) if isinstance(tau, list) else None
+    if not isinstance(tau, list):
+        return None
+    check_per_class("tau", tau, num_classes)
+    return torch.tensor(tau, dtype=torch.float64)
 
 
 class Interlude(Interaction):
@@ -43,11 +50,17 @@ class Interlude(Interaction):
     tau: Tensor | None
     p_model: Tensor | None
 
-    def __init__(self, options: InterludeOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.register_buffer("tau", threshold_tensor(options.tau, problem.num_classes))
+    def __init__(self, options: InterludeOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.register_buffer("tau", threshold_tensor(options.tau, task.num_classes))
         aligned = options.distribution_alignment
-        self.register_buffer("p_model", torch.zeros(problem.num_classes) if aligned else None)
+        self.register_buffer("p_model", torch.zeros(task.num_classes) if aligned else None)
+
+    @classmethod
+    def check_classes(cls, options: InteractionOptions, num_classes: int) -> None:
+        super().check_classes(options, num_classes)
+        assert isinstance(options, InterludeOptions)
+        check_per_class("tau", options.tau if isinstance(options.tau, list) else None, num_classes)
 
     @torch.no_grad()
     def alignment(self, logits: Tensor, batch: Batch) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from interlude_fast.data.batch import Batch
 
-from .base import Losses, Problem
+from .base import Losses, TaskInfo
 from .freematch import SelfAdaptiveThreshold, fairness
 from .interaction import Interaction, InteractionOptions
 from .parts import pseudo_labels, wide
@@ -23,9 +23,9 @@ class InterludePlus(Interaction):
     Options = InterludePlusOptions
     options: InterludePlusOptions
 
-    def __init__(self, options: InterludePlusOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.threshold = SelfAdaptiveThreshold(problem.num_classes, options.threshold_momentum)
+    def __init__(self, options: InterludePlusOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.threshold = SelfAdaptiveThreshold(task.num_classes, options.threshold_momentum)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         _, _, weak, strong = batch.split(wide(logits))

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import combine, frozen_statistics, ramp, wide
 
 
 class MeanTeacherOptions(Strict):
+    training_defaults: ClassVar[dict[str, Any]] = {"train": {"mu": 1}}
+
     lambda_u: float = Field(50.0, ge=0)
     ramp: float = Field(0.4, ge=0, description="share of the run in which lambda_u rises from 0, linearly")
 
@@ -56,5 +59,5 @@ class MeanTeacher(Method):
             student = wide(model(second))
         with as_in_training(ema):
             teacher = wide(ema(first))
-        weight = self.options.lambda_u * ramp(batch.step, self.options.ramp * self.problem.steps)
+        weight = self.options.lambda_u * ramp(batch.step, self.options.ramp * self.task.steps)
         return combine(supervised, consistency(student, teacher), weight)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import combine, frozen_statistics, mixup_strength, ramp, random_permutation, sharpen, wide
 
 
 class MixMatchOptions(Strict):
+    training_defaults: ClassVar[dict[str, Any]] = {"train": {"mu": 1}}
+
     lambda_u: float = Field(100.0, ge=0)
     ramp: float = Field(0.4, ge=0, description="share of the run in which lambda_u rises from 0, linearly")
     temperature: float = Field(0.5, gt=0, description="of the sharpening of guessed labels")
@@ -70,9 +73,7 @@ class MixMatch(Method):
         with frozen_statistics(model):
             outputs += [model(chunk) for chunk in chunks[1:]]
         logits = wide(torch.cat(interleave(outputs) if o.interleave else outputs))
-        return combine(
-            *target_losses(logits, targets, b), o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
-        )
+        return combine(*target_losses(logits, targets, b), o.lambda_u * ramp(batch.step, o.ramp * self.task.steps))
 
     @torch.no_grad()
     def guess(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -6,13 +6,15 @@ points where the KL grows fastest, found by power iteration; its length is drawn
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from interlude_fast.data.batch import Batch
 
-from .base import Losses, Problem
+from .base import Losses, TaskInfo
 from .mixmatch import MixMatch, MixMatchOptions
 from .parts import INNER_GRADIENTS, direction, divergence, frozen_statistics, per_row, unit, wide
 
@@ -20,6 +22,11 @@ from .parts import INNER_GRADIENTS, direction, divergence, frozen_statistics, pe
 class MixupLROptions(MixMatchOptions):
     """`reference`: the released code's power iteration, with xi 10 and images cut to [-1, 1], though they are
     normalized and reach beyond; its direction is not the local one."""
+
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "optim": {"name": "adam", "lr": 0.002, "weight_decay": 0.0, "shrink": 0.02, "schedule": "constant"},
+        "train": {"mu": 1},
+    }
 
     lambda_u: float = Field(75.0, ge=0)
     ramp: float = Field(1.0, ge=0, description="share of the run in which lambda_u rises from 0, linearly")
@@ -69,9 +76,9 @@ class MixupLR(MixMatch):
     lowest: Tensor
     highest: Tensor
 
-    def __init__(self, options: MixupLROptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        ends = ((-1.0,), (1.0,)) if options.reference else (problem.lowest, problem.highest)
+    def __init__(self, options: MixupLROptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        ends = ((-1.0,), (1.0,)) if options.reference else (task.lowest, task.highest)
         self.xi, self.clamps = (10.0, True) if options.reference else (options.xi, options.clamp and all(ends))
         for name, end in zip(("lowest", "highest"), ends, strict=True):
             self.register_buffer(name, torch.tensor(end).reshape(-1, 1, 1), persistent=False)

@@ -18,19 +18,22 @@ from .base import Losses
 INNER_GRADIENTS = "its forward takes gradients, which torch.compile does not"
 
 
+def check_per_class(option: str, values: list[float] | None, num_classes: int) -> None:
+    """Raises ConfigError where an option holds another number of values than there are classes."""
+    if values is not None and len(values) != num_classes:
+        raise ConfigError(
+            f"method.{option} must be {num_classes} numbers, one per class of the dataset, got {values}"
+        )
+
+
 def class_weight_tensor(weights: list[float] | None, num_classes: int) -> Tensor | None:
     """Option `class_weights` as a tensor [K].
 
     Raises:
-        ConfigError: their number is not the number of classes, or one is not positive.
+        ConfigError: their number is not the number of classes.
     """
-    if weights is None:
-        return None
-    if len(weights) != num_classes or min(weights) <= 0:
-        raise ConfigError(
-            f"method.class_weights must be {num_classes} positive numbers, one per class, got {weights}"
-        )
-    return torch.tensor(weights, dtype=torch.float64)
+    check_per_class("class_weights", weights, num_classes)
+    return None if weights is None else torch.tensor(weights, dtype=torch.float64)
 
 
 def ramp(step: Tensor, length: float) -> Tensor:

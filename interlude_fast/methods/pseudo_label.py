@@ -3,18 +3,22 @@ it: one weak view, a fixed threshold, a weight that rises over the first part of
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import combine, frozen_statistics, masked_cross_entropy, pseudo_labels, ramp, wide
 
 
 class PseudoLabelOptions(Strict):
+    training_defaults: ClassVar[dict[str, Any]] = {"train": {"mu": 1}}
+
     tau: float = Field(0.95, ge=0, le=1, description="confidence threshold of pseudo labels")
     lambda_u: float = Field(1.0, ge=0)
     ramp: float = Field(0.4, ge=0, description="share of the run in which lambda_u rises from 0, linearly")
@@ -38,5 +42,5 @@ class PseudoLabel(Method):
         mask = (confidence >= o.tau).to(unlabeled.dtype)
         supervised = F.cross_entropy(labeled, batch.labels)
         unsupervised = masked_cross_entropy(unlabeled, target, mask)
-        weight = o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
+        weight = o.lambda_u * ramp(batch.step, o.ramp * self.task.steps)
         return combine(supervised, unsupervised, weight, mask_rate=mask.mean())

@@ -8,7 +8,7 @@ error (J = dP/d theta, n images), eta / n J_log g for KL. Labels become P - meta
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.errors import ConfigError
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
+from .base import Losses, Method, TaskInfo
 from .parts import (
     INNER_GRADIENTS,
     combine,
@@ -42,13 +43,33 @@ class SemiMetaOptions(Strict):
     """Defaults are the paper's for CIFAR. `meta_step` is beta eta / n of the paper; the released code, and so
     `reference`, takes the current learning rate, which is 0.1 for three quarters of its run."""
 
+    training_defaults: ClassVar[dict[str, Any]] = {
+        "optim": {
+            **{
+                "name": "sgd",
+                "lr": 0.1,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 1e-4,
+                "decay_all": True,
+            },
+            **{"schedule": "steps", "warmup": 0.01, "milestones": [0.75, 0.875]},
+            **{"ema_decay": 0.0, "ema_warmup": False},
+        },
+        "train": {"mu": 1},
+    }
+
     inner: Inner = Field("mse", description="loss of a prediction against its pseudo label, inside and outside")
     meta_step: float = Field(0.1, ge=0)
     project: bool = Field(True, description="negative entries of pseudo labels become 0, rows sum to 1")
     mixup: bool = Field(True, description="labeled loss on mixtures of labeled and unlabeled images")
     alpha: float = Field(1.0, gt=0, description="of mixup's lambda ~ Beta(alpha, alpha); the paper's SVHN: 0.1")
     lambda_u: float = Field(1.0, ge=0)
-    ramp: float = Field(4000, ge=0, description="steps in which lambda_u rises from 0; up to 1: a share of all")
+    ramp: float = Field(
+        0.01,
+        ge=0,
+        description="steps in which lambda_u rises from 0; up to 1: a share of all (the paper's 4,000 of 400,000)",
+    )
     reference: bool = Field(False, description="as released: finite differences over 0.01, not J g; step: the lr")
 
     @model_validator(mode="after")
@@ -117,11 +138,19 @@ class SemiMeta(Method):
     options: SemiMetaOptions
     steps: Tensor
 
-    def __init__(self, options: SemiMetaOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        follow = problem.learning_rate if options.reference else None
-        sizes = [follow(k) for k in range(problem.steps)] if follow else [options.meta_step]
+    def __init__(self, options: SemiMetaOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        follow = task.learning_rate if options.reference else None
+        sizes = [follow(k) for k in range(task.steps)] if follow else [options.meta_step]
         self.register_buffer("steps", torch.tensor(sizes, dtype=torch.float64), persistent=False)
+
+    @classmethod
+    def check_steps(cls, options: SemiMetaOptions, steps: int) -> None:
+        if options.ramp > max(1, steps):
+            raise ConfigError(
+                f"method.ramp = {options.ramp:g} steps: a run of {steps} steps ends before lambda_u is reached; "
+                "write a share of the run, such as 0.01"
+            )
 
     def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
         o, (labeled, unlabeled) = self.options, batch.split(batch.images)
@@ -140,5 +169,5 @@ class SemiMeta(Method):
         else:
             on_labels = F.cross_entropy(wide(model(labeled)), batch.labels)
         on_pseudo = consistency(wide(model(unlabeled)), y, o.inner)
-        rise = ramp(batch.step, o.ramp if o.ramp > 1 else o.ramp * self.problem.steps)
+        rise = ramp(batch.step, o.ramp if o.ramp > 1 else o.ramp * self.task.steps)
         return combine(on_labels, on_pseudo, o.lambda_u * rise, label_change=(y - p).abs().sum(-1).mean())

@@ -12,12 +12,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
 from interlude_fast.models import Network
 from interlude_fast.models.prototypes import PrototypeNetwork
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
+from .base import Losses, Method, TaskInfo
 from .flexmatch import FlexMatchOptions, FlexThreshold
 from .parts import pseudo_labels
 from .softmatch import SoftMatchOptions, SoftWeight
@@ -69,12 +69,12 @@ class SemiSupCon(Method):
     unlabeled_views = ("weak", "strong", "strong2")
     options: SemiSupConOptions
 
-    def __init__(self, options: SemiSupConOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        k, momentum = problem.num_classes, options.momentum
+    def __init__(self, options: SemiSupConOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        k, momentum = task.num_classes, options.momentum
         self.pl_temperature = options.pl_temperature or (0.038 if options.variant == "softmatch" else 0.04)
         if options.variant == "flexmatch":
-            self.threshold = FlexThreshold(k, problem.unlabeled, FlexMatchOptions(tau=options.tau))
+            self.threshold = FlexThreshold(k, task.unlabeled, FlexMatchOptions(tau=options.tau))
         elif options.variant == "softmatch":
             self.weight = SoftWeight(k, SoftMatchOptions(momentum=momentum, form="usb"))
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
+from .base import Losses, Method, TaskInfo
 from .parts import (
     combine,
     masked_cross_entropy,
@@ -83,9 +83,9 @@ class SoftMatch(Method):
     Options = SoftMatchOptions
     unlabeled_views = ("weak", "strong")
 
-    def __init__(self, options: SoftMatchOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.weight = SoftWeight(problem.num_classes, options)
+    def __init__(self, options: SoftMatchOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.weight = SoftWeight(task.num_classes, options)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         labeled, weak, strong = batch.split(wide(logits))

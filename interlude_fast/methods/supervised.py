@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
+from pydantic import PositiveFloat
 from torch import Tensor
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
-from .base import Losses, Method, Problem
-from .parts import class_weight_tensor, wide
+from .base import Losses, Method, TaskInfo
+from .parts import check_per_class, class_weight_tensor, wide
 
 
 class SupervisedOptions(Strict):
-    class_weights: list[float] | None = None
+    class_weights: list[PositiveFloat] | None = None
 
 
 class Supervised(Method):
@@ -21,9 +22,13 @@ class Supervised(Method):
     options: SupervisedOptions
     class_weights: Tensor | None
 
-    def __init__(self, options: SupervisedOptions, problem: Problem) -> None:
-        super().__init__(options, problem)
-        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, problem.num_classes))
+    def __init__(self, options: SupervisedOptions, task: TaskInfo) -> None:
+        super().__init__(options, task)
+        self.register_buffer("class_weights", class_weight_tensor(options.class_weights, task.num_classes))
+
+    @classmethod
+    def check_classes(cls, options: SupervisedOptions, num_classes: int) -> None:
+        check_per_class("class_weights", options.class_weights, num_classes)
 
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         logits = wide(logits)

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import combine, masked_cross_entropy, pseudo_labels, ramp, wide
@@ -65,7 +65,7 @@ class UDA(Method):
         if o.tsa == "none":
             supervised = F.cross_entropy(labeled, batch.labels)
         else:
-            eta = tsa_threshold(o.tsa, ramp(batch.step, self.problem.steps), self.num_classes)
+            eta = tsa_threshold(o.tsa, ramp(batch.step, self.task.steps), self.num_classes)
             supervised = annealed_cross_entropy(labeled, batch.labels, eta.to(labeled.dtype), o.tsa_form)
         _, confidence, _ = pseudo_labels(weak)
         target = (weak.detach() / o.temperature).softmax(-1)

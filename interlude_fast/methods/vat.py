@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
 from interlude_fast.data.batch import Batch
+from interlude_fast.options import Strict
 
 from .base import Losses, Method
 from .parts import INNER_GRADIENTS, combine, direction, divergence, frozen_statistics, ramp, wide
 
 
 class VATOptions(Strict):
+    training_defaults: ClassVar[dict[str, Any]] = {"train": {"mu": 1}}
+
     lambda_u: float = Field(0.3, ge=0)
     lambda_entropy: float = Field(
         0.06, ge=0, description="weight of the unlabeled predictions' entropy, not ramped"
@@ -65,6 +69,6 @@ class VAT(Method):
             change = adversarial(model, images, noise, o)
             smoothness = kl(logits.detach().softmax(-1), wide(model(images + change)))
         entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-        weight = o.lambda_u * ramp(batch.step, o.ramp * self.problem.steps)
+        weight = o.lambda_u * ramp(batch.step, o.ramp * self.task.steps)
         total, metrics = combine(supervised, smoothness, weight, loss_entropy=entropy)
         return Losses(total + o.lambda_entropy * entropy, metrics)

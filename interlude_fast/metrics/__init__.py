@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from .classification import Scores, evaluate, heading, predict_logits, score
-from .detail import Detail, detail
+from .classification import LEVEL, Scores, evaluate, predict_logits, score
+from .detail import detail
 from .pseudo_labels import pseudo_label_scores
 from .robustness import fgsm_errors
 
 __all__ = [
-    "Detail",
+    "LEVEL",
     "Scores",
     "detail",
     "evaluate",
     "fgsm_errors",
-    "heading",
     "predict_logits",
     "pseudo_label_scores",
     "score",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 Normalize = Callable[[Tensor], Tensor]
 CALIBRATION_BINS = 15
+RESAMPLES, LEVEL = 1000, 0.95  # of bootstrap intervals
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,10 @@ class Scores:
         macro_f1: mean F1 of the classes that occur or are predicted.
         auroc: mean over the classes that occur of each against the rest; None where fewer than two occur.
         calibration_error: expected calibration error in 15 bins of equal width.
+        confusion: [K][K] counts, a row for every true class and a column for every predicted one; None, as recall
+            and intervals, where scores are not computed in detail.
+        recall: by class name; None of a class that does not occur.
+        intervals: (low, high) of "error" and "balanced_accuracy", percentiles of LEVEL by bootstrap.
     """
 
     error: float
@@ -33,15 +39,32 @@ class Scores:
     macro_f1: float | None = None
     auroc: float | None = None
     calibration_error: float | None = None
+    confusion: list[list[int]] | None = None
+    recall: dict[str, float | None] | None = None
+    intervals: dict[str, tuple[float, float]] | None = None
 
-    def as_dict(self) -> dict[str, float | None]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, Any]:
+        """In JSON types; what was not computed in detail is left out, and intervals say how they were made."""
+        values = asdict(self)
+        details = {key: values.pop(key) for key in ("intervals", "recall", "confusion")}
+        if self.intervals is not None:
+            bounds = {name: {"low": low, "high": high} for name, (low, high) in self.intervals.items()}
+            settings = {"level": LEVEL, "resamples": RESAMPLES, "method": "percentile bootstrap over images"}
+            details["intervals"] = {**bounds, **settings}
+        return {**values, **{key: value for key, value in details.items() if value is not None}}
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Scores:
+        """as_dict()'s, of this version or an earlier one; what else stands there is not read.
 
-def heading(name: str) -> str:
-    """The key of a score in words: "ema" -> "test/ema", "ema_validation" -> "validation/ema"."""
-    network, _, part = name.partition("_")
-    return f"{part or 'test'}/{network}"
+        Raises:
+            KeyError, TypeError, ValueError, AttributeError: they are not.
+        """
+        known = {key: value for key, value in values.items() if key in cls.__dataclass_fields__}
+        if (bounds := known.get("intervals")) is not None:
+            pairs = {name: entry for name, entry in bounds.items() if isinstance(entry, dict)}
+            known["intervals"] = {name: (float(b["low"]), float(b["high"])) for name, b in pairs.items()}
+        return cls(**known)
 
 
 @torch.inference_mode()

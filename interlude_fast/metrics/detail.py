@@ -1,46 +1,17 @@
-"""The full report on one set of predictions: scores, confusion matrix, recalls, bootstrap intervals."""
+"""Scores in detail: with confusion matrix, recalls and bootstrap intervals."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
-from .classification import Scores, score
-
-RESAMPLES, LEVEL = 1000, 0.95
+from .classification import LEVEL, RESAMPLES, Scores, score
 
 
-@dataclass(frozen=True)
-class Detail:
-    """What can be said of a network on one set of images.
-
-    Attributes:
-        confusion: [K][K] counts, a row for every true class and a column for every predicted one.
-        recall: by class name; None of a class that does not occur.
-        intervals: (low, high) of "error" and "balanced_accuracy".
-    """
-
-    scores: Scores
-    confusion: list[list[int]]
-    recall: dict[str, float | None]
-    intervals: dict[str, tuple[float, float]]
-
-    def as_dict(self) -> dict[str, Any]:
-        bounds = {name: {"low": low, "high": high} for name, (low, high) in self.intervals.items()}
-        settings = {"level": LEVEL, "resamples": RESAMPLES, "method": "percentile bootstrap over images"}
-        return {
-            **self.scores.as_dict(),
-            "intervals": {**bounds, **settings},
-            "recall": self.recall,
-            "confusion": self.confusion,
-        }
-
-
-def detail(logits: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0) -> Detail:
-    """The full report of logits [N, K] against int64 labels [N], N > 0.
+def detail(logits: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int = 0) -> Scores:
+    """Scores in detail of logits [N, K] against int64 labels [N], N > 0.
 
     Args:
         classes: the K class names. seed: of the resamples.
@@ -50,7 +21,12 @@ def detail(logits: Tensor, labels: Tensor, classes: tuple[str, ...], seed: int =
     confusion = multiclass_confusion_matrix(logits.float(), labels, len(classes)).cpu().numpy()
     total, hits = confusion.sum(1), confusion.diagonal()
     recall = {name: float(h / n) if n else None for name, h, n in zip(classes, hits, total, strict=True)}
-    return Detail(score(logits, labels), confusion.tolist(), recall, bootstrap(hits, total, seed))
+    return replace(
+        score(logits, labels),
+        confusion=confusion.tolist(),
+        recall=recall,
+        intervals=bootstrap(hits, total, seed),
+    )
 
 
 def bootstrap(hits: np.ndarray, total: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float]]:

@@ -1,77 +1,91 @@
-"""The networks: a file each, and a line each in the table below; `timm:<name>` is any network of timm."""
+"""The networks: a file each, and a line each in the table below; `timm:<name>` is any network of timm. From
+outside the package: register_network, or an entry point of an installed package in the group
+`interlude_fast.networks`."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
-from interlude_fast.config import validate
 from interlude_fast.errors import unknown
+from interlude_fast.options import Strict, validate
+from interlude_fast.registry import Registry
 
 from .base import Network, NetworkOptions, Shape
-from .conv_large import ConvLarge
 from .fusion import EmbeddingFusion
-from .shake_shake import ShakeShake
-from .timm_network import TimmNetwork
-from .vit import ViT
+from .timm_network import TimmNetwork, TimmOptions, check_architecture
 from .weights import start_from
-from .wideresnet import WideResNet
 
-MODELS: dict[str, type[Network]] = {
-    "wideresnet": WideResNet,
-    "conv_large": ConvLarge,
-    "shake_shake": ShakeShake,
-    "vit": ViT,
-}
+NETWORKS: Registry[type[Network]] = Registry(
+    "network",
+    "interlude_fast.networks",
+    {
+        "conv_large": "interlude_fast.models.conv_large:ConvLarge",
+        "shake_shake": "interlude_fast.models.shake_shake:ShakeShake",
+        "vit": "interlude_fast.models.vit:ViT",
+        "wideresnet": "interlude_fast.models.wideresnet:WideResNet",
+    },
+)
 TIMM = "timm:"
 
 
-def resolve_options(name: str, options: dict[str, Any]) -> Any:
+def register_network(name: str, network: type[Network]) -> type[Network]:
+    """Make a network of your own known by name, to the configuration and the commands of this process.
+
+    Raises:
+        ConfigError: the name is taken by another network.
+    """
+    return NETWORKS.register(name, network)
+
+
+def resolve_options(name: str, options: dict[str, Any]) -> NetworkOptions:
     """The network's typed options with its defaults filled in.
 
     Raises:
         ConfigError: an unknown network or option, or a value that does not fit.
     """
-    if name not in MODELS and not name.startswith(TIMM):
-        raise unknown("network", name, [*MODELS, f"{TIMM}<name>"])
-    cls = TimmNetwork if name.startswith(TIMM) else MODELS[name]
-    return validate(cls.Options, options, "model")
+    if name not in NETWORKS and not name.startswith(TIMM):
+        raise unknown("network", name, [*NETWORKS, f"{TIMM}<name>"])
+    cls = TimmNetwork if name.startswith(TIMM) else NETWORKS.find(name)
+    resolved: NetworkOptions = validate(cls.Options, options, "model")
+    if name.startswith(TIMM):
+        check_architecture(name.removeprefix(TIMM))
+    return resolved
 
 
 def build_model(
-    name: str, options: dict[str, Any], shape: Shape, fusion: EmbeddingFusion, *, fresh: bool = True
+    name: str, options: Strict | dict[str, Any], shape: Shape, fusion: EmbeddingFusion, *, fresh: bool = True
 ) -> Network:
     """The network, its weights drawn from torch's generator, then those that its options name put in.
 
     Args:
+        options: of the network's own class, as a configuration holds them; or as resolve_options takes them.
         fresh: False where the caller puts weights of its own into it: none are read and none downloaded.
 
     Raises:
-        ConfigError: options that do not fit together or to the images; weights that cannot be had or do not fit.
+        ConfigError: options that do not fit the images; weights that cannot be had or do not fit.
     """
-    resolved = resolve_options(name, options)
+    options = options if isinstance(options, Strict) else resolve_options(name, options)
+    assert isinstance(options, NetworkOptions)
     if not fresh:
         unread = {"weights": None, "pretrained": False}
-        resolved = resolved.model_copy(update={k: v for k, v in unread.items() if hasattr(resolved, k)})
+        options = options.model_copy(update={k: v for k, v in unread.items() if hasattr(options, k)})
     if name.startswith(TIMM):
-        network: Network = TimmNetwork(resolved, shape, fusion, name.removeprefix(TIMM))
+        network: Network = TimmNetwork(cast(TimmOptions, options), shape, fusion, name.removeprefix(TIMM))
     else:
-        network = MODELS[name](resolved, shape, fusion)
-    if resolved.weights is not None:
-        start_from(network, resolved.weights)
+        network = NETWORKS.find(name)(options, shape, fusion)
+    if options.weights is not None:
+        start_from(network, options.weights)
     return network
 
 
 __all__ = [
-    "MODELS",
-    "ConvLarge",
+    "NETWORKS",
     "EmbeddingFusion",
     "Network",
     "NetworkOptions",
-    "ShakeShake",
     "Shape",
     "TimmNetwork",
-    "ViT",
-    "WideResNet",
     "build_model",
+    "register_network",
     "resolve_options",
 ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.config import Strict
+from interlude_fast.options import AbsolutePath, Strict
 
 from .fusion import EmbeddingFusion
 from .sharding import Shards
@@ -28,7 +27,7 @@ class Shape:
 class NetworkOptions(Strict):
     """What every network takes."""
 
-    weights: Path | None = Field(
+    weights: AbsolutePath | None = Field(
         None,
         description="file to start from, of safetensors or torch.save; a classifier of other K is left",
     )

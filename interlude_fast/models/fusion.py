@@ -58,6 +58,15 @@ class EmbeddingFusion(nn.Module):
         finally:
             self._next_row = self._drawn = None
 
+    @contextlib.contextmanager
+    def off_at_eval(self) -> Iterator[None]:
+        """In eval mode no row is fused with another meanwhile: a prediction then depends on its image alone."""
+        before, self.at_eval = self.at_eval, False
+        try:
+            yield
+        finally:
+            self.at_eval = before
+
     def attach(self, module: nn.Module) -> None:
         """Fuse the first argument of `module`'s forward, in networks whose forward is not ours."""
         module.register_forward_pre_hook(self._fuse_first)  # a bound method: a copied network fuses by its own

@@ -89,6 +89,21 @@ class TimmOptions(NetworkOptions):
     )
 
 
+def check_architecture(architecture: str) -> Any:
+    """The module timm.
+
+    Raises:
+        ConfigError: it is not installed, or knows no such network or pretrained weights.
+    """
+    timm = import_timm(f"timm:{architecture}")
+    base, _, tag = architecture.partition(".")
+    if not timm.is_model(base):
+        raise ConfigError(f"unknown timm network '{architecture}'{_nearest(base, timm.list_models())}")
+    if tag and architecture not in (known := timm.list_pretrained(f"{base}.*")):
+        raise ConfigError(f"unknown pretrained weights '{architecture}'{_nearest(architecture, known)}")
+    return timm
+
+
 class TimmNetwork(TimmBacked):
     """images [N, C, S, S] -> logits [N, K], by the network that timm calls `architecture`.
 
@@ -119,12 +134,7 @@ class TimmNetwork(TimmBacked):
             fusion.attach(module)
 
     def _create(self, architecture: str, pretrained: bool, shape: Shape) -> Any:
-        timm = import_timm(self.name)
-        base, _, tag = architecture.partition(".")
-        if not timm.is_model(base):
-            raise ConfigError(f"unknown timm network '{architecture}'{_nearest(base, timm.list_models())}")
-        if tag and architecture not in (known := timm.list_pretrained(f"{base}.*")):
-            raise ConfigError(f"unknown pretrained weights '{architecture}'{_nearest(architecture, known)}")
+        timm = check_architecture(architecture)
         settings = {"num_classes": shape.classes, "in_chans": shape.channels}
         config = timm.get_pretrained_cfg(architecture)
         if config is not None and config.fixed_input_size:

@@ -30,6 +30,20 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         raise CheckpointError(f"{path} is cut short or not a safetensors file ({error})") from None
 
 
+def check_weight_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that a network is to start from.
+
+    Raises:
+        ConfigError: no such file, not one of weights, or weights that are not finite.
+    """
+    try:
+        found = _read(path)
+        refuse_non_finite(path, found)
+    except CheckpointError as error:
+        raise ConfigError(f"model.weights: {error}") from None
+    return found
+
+
 @torch.no_grad()
 def start_from(network: Network, path: Path) -> None:
     """Put a file's weights into a network: a safetensors file's, or those of a checkpoint of torch.save, of which
@@ -39,11 +53,7 @@ def start_from(network: Network, path: Path) -> None:
     Raises:
         ConfigError: no such file, or it is another network's: the first name that tells so.
     """
-    try:
-        found = _read(path)
-        refuse_non_finite(path, found)
-    except CheckpointError as error:
-        raise ConfigError(f"model.weights: {error}") from None
+    found = check_weight_file(path)
     released, weights = _under_our_names(found)
     weights = network.fit_weights(_backbone(weights))
     own = network.state_dict()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from interlude_fast.errors import ConfigError
@@ -47,6 +47,13 @@ class WideResNetOptions(NetworkOptions):
     bn_momentum: float = Field(0.001, gt=0, le=1, description="torch's convention: the share of the new batch")
     bn_eps: float | None = Field(None, gt=0, description="of every batch norm; None: the form's")
     fusion_stage: int | None = Field(None, ge=1, le=4, description="fuse this stage's input; None: the last's")
+
+    @model_validator(mode="after")
+    def _check(self) -> WideResNetOptions:
+        self.blocks_per_stage()
+        if self.fusion_stage is not None and self.fusion_stage > self.stages:
+            raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
+        return self
 
     def parametrization(self) -> Form:
         """The form's biases and eps, the latter as `bn_eps` says where it does."""
@@ -132,8 +139,6 @@ class WideResNet(Network):
         super().__init__()
         self.slope, self.stages = options.leaky_slope, options.stages
         self.fusion, self.fusion_stage = fusion, options.fusion_stage or options.stages
-        if self.fusion_stage > self.stages:
-            raise ConfigError(f"model.fusion_stage = {self.fusion_stage}: the network has {self.stages} stages")
         form = options.parametrization()
         self.conv1 = Conv2d(shape.channels, 16, 3, 1, 1, bias=form.stem_bias)
         inputs = 16

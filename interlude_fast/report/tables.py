@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from rich.table import Table
 
 from interlude_fast.data.images import shown
-from interlude_fast.evaluation.evaluate import FGSM_UNITS, Evaluated
-from interlude_fast.experiment.run import NOT_FAIR, RunResult
-from interlude_fast.metrics import Detail
-from interlude_fast.train.selection import BY_TEST, BY_VALIDATION, Evaluation
+from interlude_fast.experiment.result import FGSM_UNITS, NOT_FAIR, Result
+from interlude_fast.metrics import LEVEL, Scores
+from interlude_fast.training.selection import BY_TEST, BY_VALIDATION, Evaluation
 
 SHARES = {  # a score and how it is called
     "error": "error",
@@ -24,7 +23,7 @@ SHARES = {  # a score and how it is called
 MOST_CLASSES = 12  # whose recalls are shown; all are in the file of --out
 
 
-def result_lines(result: RunResult) -> Iterator[str]:
+def result_lines(result: Result) -> Iterator[str]:
     """The networks after the last step, then what was best on validation and on test, each by its name."""
     for kind, found in result.evaluations.items():
         if kind == BY_TEST and found:
@@ -40,14 +39,13 @@ def result_lines(result: RunResult) -> Iterator[str]:
 
 
 def _evaluation(network: str, e: Evaluation) -> str:
-    parts = {"test": e.test, "validation": e.validation}
-    told = [f"{p} error {network}: {s.error:.2%} ({s.n} images)" for p, s in parts.items() if s]
+    told = [f"{p} error {network}: {s.error:.2%} ({s.n} images)" for p, s in e.scores.items()]
     return f"{', '.join(told)} at step {e.step}"
 
 
-def evaluation_tables(found: Evaluated) -> Iterator[Table | str]:
+def evaluation_tables(found: Result) -> Iterator[Table | str]:
     """A table for each set of images, one of FGSM, and lines."""
-    for part, networks in found.details.items():
+    for part, networks in found.scores.items():
         yield _table(part, networks, found.fgsm if part == found.fgsm_on else {})
     if found.fgsm:
         yield f"FGSM: {FGSM_UNITS}"
@@ -58,18 +56,21 @@ def evaluation_tables(found: Evaluated) -> Iterator[Table | str]:
         yield from (f"{name}: skipped {shown(path)}: {reason}" for path, reason in skipped)
 
 
-def _table(part: str, networks: dict[str, Detail], fgsm: dict[str, dict[int, float]]) -> Table:
+def _table(part: str, networks: dict[str, Scores], fgsm: dict[str, dict[int, float]]) -> Table:
     columns = list(networks.values())
-    table = Table(title=f"{part}: {columns[0].scores.n} images")
+    table = Table(title=f"{part}: {columns[0].n} images")
     table.add_column("")
     for network in networks:
         table.add_column(f"{part}/{network}", justify="right", overflow="fold")
     for key, title in SHARES.items():
-        table.add_row(title, *(_share(getattr(d.scores, key)) for d in columns))
-        if key in columns[0].intervals:
-            table.add_row("  95 % interval", *("{:.1%} to {:.1%}".format(*d.intervals[key]) for d in columns))
-    for name in columns[0].recall if len(columns[0].recall) <= MOST_CLASSES else ():
-        table.add_row(f"recall {shown(name)}", *(_share(d.recall[name]) for d in columns))
+        table.add_row(title, *(_share(getattr(d, key)) for d in columns))
+        intervals = [d.intervals or {} for d in columns]
+        if all(key in found for found in intervals):
+            bounds = ("{:.1%} to {:.1%}".format(*found[key]) for found in intervals)
+            table.add_row(f"  {LEVEL:.0%} interval".replace("%", " %"), *bounds)
+    recalls = [d.recall or {} for d in columns]
+    for name in recalls[0] if len(recalls[0]) <= MOST_CLASSES else ():
+        table.add_row(f"recall {shown(name)}", *(_share(recall[name]) for recall in recalls))
     for step in next(iter(fgsm.values()), ()):
         table.add_row(f"error, FGSM {step}/255", *(_share(fgsm[network][step]) for network in networks))
     return table

@@ -5,14 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from interlude_fast.benchmark import baseline as recipe
 from interlude_fast.benchmark import timing
 from interlude_fast.benchmark.speed import Bench, evaluation_seconds, show_seconds, take_step
-from interlude_fast.train.loop import prepare, resolve
+from interlude_fast.training.setup import prepare
 from tests.helpers import small_config
 
 CPU = torch.device("cpu")
@@ -72,8 +75,34 @@ def test_steps_are_timed_after_a_warm_up() -> None:
     assert found.waited == pytest.approx(0.0005 * found.steps)
 
 
+@pytest.mark.skipif(not timing.reset_peak_memory(CPU), reason="the system does not count a peak anew")
+def test_the_peak_of_a_side_is_not_that_of_another_before_it() -> None:
+    size = 200 * 2**20
+    large = timing.time_steps(lambda: np.ones(size, np.uint8).sum(), 8, CPU, 0.01)
+    small = timing.time_steps(lambda: None, 8, CPU, 0.01)
+    assert large.peak_bytes is not None
+    assert small.peak_bytes is not None
+    assert 0.8 * size < large.peak_bytes - small.peak_bytes < 1.5 * size
+    code = "import torch; from interlude_fast.benchmark.timing import peak_memory\n"
+    code += "print(peak_memory(torch.device('cpu')))"
+    held = np.ones(2 * size, np.uint8)  # what the system counts of a process begins with its parent's
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert int(done.stdout) < timing.peak_memory(CPU) - len(held) / 2, done.stderr
+
+
+def test_a_peak_that_cannot_be_counted_anew_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "peak memory, without workers: 1.00 GiB" in made().lines()
+    monkeypatch.setattr(timing, "PROC", tmp_path / "none")
+    found = timing.time_steps(lambda: None, 8, CPU, 0.01)
+    assert found.peak_bytes is None
+    assert timing.peak_memory(CPU) > 2**20
+    assert "peak memory, without workers: not measured" in replace(made(), ours=found).lines()
+
+
 def test_time_reference_of_other_networks_and_of_a_process_that_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = resolve(small_config(model={"name": "vit"}))
+    config = small_config(model={"name": "vit"})
     assert "wide residual networks only, not vit" in recipe.time_reference(config, CPU, 0.1)
 
     def dying(module: str, threads: int) -> subprocess.Popen[bytes]:
@@ -81,7 +110,7 @@ def test_time_reference_of_other_networks_and_of_a_process_that_dies(monkeypatch
         return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"], stdin=pipe, stdout=pipe)
 
     monkeypatch.setattr(recipe, "start_process", dying)
-    assert "exit code 3" in recipe.time_reference(resolve(small_config()), CPU, 0.1)
+    assert "exit code 3" in recipe.time_reference((small_config()), CPU, 0.1)
 
 
 def test_a_run_shorter_than_its_measurement_begins_anew() -> None:

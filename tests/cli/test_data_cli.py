@@ -14,8 +14,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from interlude_fast.cli import main
+from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Silent
-from interlude_fast.evaluation import predict as prediction
+from interlude_fast.evaluation.trained_model import TrainedModel
 from interlude_fast.experiment.run import train_run
 from tests.helpers import SMALL, flags, image_names, small_config, write_images
 
@@ -220,7 +221,7 @@ def test_predict_is_evaluation_image_by_image(call: Callable[..., Result], run: 
     rows = list(csv.DictReader(Path("p.csv").read_text().splitlines()))
     assert [r["path"] for r in rows] == [str(mine / "test" / n) for n in sorted(image_names(["cat", "dog"], 3))]
     wrong = sum(r["class"] != Path(r["path"]).parent.name for r in rows) / len(rows)
-    assert wrong == pytest.approx(json.loads((run / "result.json").read_text())["ema"]["error"])
+    assert wrong == pytest.approx(json.loads((run / "result.json").read_text())["scores"]["test"]["ema"]["error"])
     for r in rows:
         assert float(r["p_cat"]) + float(r["p_dog"]) == pytest.approx(1, abs=2e-6)
         assert float(r["probability"]) == max(float(r["p_cat"]), float(r["p_dog"]))
@@ -270,9 +271,10 @@ def test_predict_takes_its_bar_down_after_an_error(run: Path, mine: Path, monkey
         def done(self) -> None:
             calls.append("done")
 
-    monkeypatch.setattr(prediction, "predict_logits", broken)
+    monkeypatch.setattr(Preprocessing, "normalize", broken)
+    model = TrainedModel.load(run, device="cpu")
     with pytest.raises(RuntimeError, match="out of memory") as caught:
-        prediction.predict(run, [mine / "test"], "cpu", progress=Bar())
+        model.predict([mine / "test"], Bar())
     assert calls == ["start", "done"], caught  # while its traceback, and so every frame, is still held
 
 

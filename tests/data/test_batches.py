@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.datasets import TEST, TRAIN, Dataset, from_arrays, load_dataset
 from interlude_fast.data.pipelines import Pipeline, build_pipeline
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
+from tests.helpers import data_config
 
 BOTH = ("weak", "strong")
 
@@ -31,7 +31,7 @@ def pipeline(
     order: RowOrder, policy: Policy, seed: int = 0, rank: int = 0, world: int = 1, **data: bool
 ) -> Pipeline:
     dataset = tiny_source()
-    split = draw_split(dataset, DataConfig(labels=6, **data), seed)
+    split = draw_split(dataset, data_config(labels=6, **data), seed)
     where = {"seed": seed, "device": torch.device("cpu"), "rank": rank, "world": world}
     return build_pipeline("resident", dataset, split, order, policy, **where)
 
@@ -123,7 +123,7 @@ def test_mu_beyond_the_unlabeled_set() -> None:
 
 
 def test_digits_are_real_scans_with_a_fixed_test_split() -> None:
-    dataset = load_dataset(DataConfig(dataset="digits"))
+    dataset = load_dataset(data_config(dataset="digits"))
     assert dataset.images.shape == (1797, 16, 16, 1)
     assert len(dataset.indices(TRAIN)) == 1437
     assert not dataset.flip
@@ -131,5 +131,5 @@ def test_digits_are_real_scans_with_a_fixed_test_split() -> None:
 
 
 def test_unknown_data_set_names_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="unknown data set 'cifar-10'; did you mean 'cifar10'"):
-        load_dataset(DataConfig(dataset="cifar-10"))
+    with pytest.raises(ConfigError, match="unknown dataset 'cifar-10'; did you mean 'cifar10'"):
+        load_dataset(data_config(dataset="cifar-10"))

@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.datasets import TEST, load_dataset
 from interlude_fast.data.datasets.cifar10 import FILES, FOLDER
 from interlude_fast.errors import DataError
 from interlude_fast.experiment.run import train_run
-from tests.helpers import small_config
+from tests.helpers import data_config, small_config
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -42,7 +41,7 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_labels_and_names(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="cifar10", root=local_copy))
+    dataset = load_dataset(data_config(dataset="cifar10", root=local_copy))
     assert dataset.images.shape == (120, 32, 32, 3)
     assert dataset.images.dtype == np.uint8
     assert dataset.labels[dataset.indices(TEST)].tolist() == [*range(10)] * 2
@@ -52,7 +51,7 @@ def test_images_labels_and_names(local_copy: Path) -> None:
 
 def test_a_run_from_a_local_copy(local_copy: Path) -> None:
     config = small_config(data={"dataset": "cifar10", "root": str(local_copy)}, train={"steps": 2})
-    assert train_run(config, local_copy / "run").scores["ema"].n == 20
+    assert train_run(config, local_copy / "run").scores["test"]["ema"].n == 20
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
@@ -62,5 +61,5 @@ def test_incomplete_copies_name_the_files_and_the_folder(local_copy: Path, damag
     with pytest.raises(
         DataError, match=r"cifar10 wants data_batch_1, .*cifar-10-batches-py.*no network"
     ) as caught:
-        load_dataset(DataConfig(dataset="cifar10", root=local_copy))
+        load_dataset(data_config(dataset="cifar10", root=local_copy))
     assert "\n" not in str(caught.value)

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interlude_fast.config import DataConfig, Named, load
+from interlude_fast.config import ModelSection, load
 from interlude_fast.data.datasets import TEST, load_dataset
 from interlude_fast.data.datasets.cifar100 import FILES, FOLDER
 from interlude_fast.errors import DataError
-from interlude_fast.train.loop import prepare
+from interlude_fast.training.setup import prepare
+from tests.helpers import data_config
 
 torchvision = pytest.importorskip("torchvision")
 
@@ -49,7 +50,7 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_and_fine_labels(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="cifar100", root=local_copy))
+    dataset = load_dataset(data_config(dataset="cifar100", root=local_copy))
     assert dataset.images.shape == (500, 32, 32, 3)
     assert np.argwhere(dataset.images[7]).tolist() == [[1, 3, 2]]
     assert dataset.labels[dataset.indices(TEST)].tolist() == list(range(100))
@@ -58,8 +59,10 @@ def test_images_and_fine_labels(local_copy: Path) -> None:
 
 def test_the_preset_trains_it(local_copy: Path) -> None:
     config = load(None, [{"data": {"dataset": "cifar100", "root": str(local_copy)}, "train": {"device": "cpu"}}])
-    assert (config.model.options()["width"], config.optim.weight_decay) == (8, 1e-3)
-    config.model = Named(name="wideresnet", depth=28, width=1)  # the whole one takes seconds to build
+    assert (config.model.options.width, config.optim.weight_decay) == (8, 1e-3)
+    config.model = ModelSection.model_validate(
+        {"name": "wideresnet", "depth": 28, "width": 1}
+    )  # the whole one takes seconds to build
     assert len(prepare(config).split.labeled) == 400
 
 
@@ -68,5 +71,5 @@ def test_incomplete_copies_name_the_files_and_the_folder(local_copy: Path, damag
     file = local_copy / FOLDER / "test"
     file.write_bytes(file.read_bytes()[:100]) if damage == "cut short" else file.unlink()
     with pytest.raises(DataError, match=r"cifar100 wants train, test, .*cifar-100-python.*no network") as caught:
-        load_dataset(DataConfig(dataset="cifar100", root=local_copy))
+        load_dataset(data_config(dataset="cifar100", root=local_copy))
     assert "\n" not in str(caught.value)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import DataError
-from tests.helpers import write_images
+from tests.helpers import data_config, write_images
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def load(file: Path, text: str) -> Dataset:
     file.write_text(text, encoding="utf-8")
-    return load_dataset(DataConfig(dataset="csv", root=file))
+    return load_dataset(data_config(dataset="csv", root=file))
 
 
 def test_paths_labels_groups_and_splits(table: Path) -> None:
@@ -81,7 +80,7 @@ def test_a_folder_that_may_not_be_looked_into(table: Path, monkeypatch: pytest.M
 def test_held_out_groups_stay_whole(table: Path) -> None:
     rows = "".join(f"i/{n}.png,{n % 2},p{n // 2}\n" for n in range(12))
     dataset = load(table, "path,label,group\n" + rows)
-    split = draw_split(dataset, DataConfig(labels=None, split={"validation": 0.3, "test": 0.2}), 0)
+    split = draw_split(dataset, data_config(labels=None, split={"validation": 0.3, "test": 0.2}), 0)
     held = [set(dataset.groups[part].tolist()) for part in (split.validation, split.test, split.unlabeled)]
     assert [len(part) for part in (split.validation, split.test)] == [4, 2]
     assert not held[0] & held[1]
@@ -130,8 +129,8 @@ def test_bad_tables_name_the_line(table: Path, text: str, message: str) -> None:
 def test_files_that_are_no_tables(table: Path) -> None:
     table.write_bytes(b"\xff\xfe\x00path")
     with pytest.raises(DataError, match="not a CSV file in UTF-8"):
-        load_dataset(DataConfig(dataset="csv", root=table))
+        load_dataset(data_config(dataset="csv", root=table))
     with pytest.raises(DataError, match="Is a directory"):
-        load_dataset(DataConfig(dataset="csv", root=table.parent))
+        load_dataset(data_config(dataset="csv", root=table.parent))
     with pytest.raises(DataError, match="No such file"):
-        load_dataset(DataConfig(dataset="csv", root=table.parent / "none.csv"))
+        load_dataset(data_config(dataset="csv", root=table.parent / "none.csv"))

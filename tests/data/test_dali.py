@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder, View
 from interlude_fast.data.datasets import Dataset, Files, from_arrays
@@ -28,7 +27,7 @@ from interlude_fast.ops import randaugment_tables
 from interlude_fast.reference.augment import GEOMETRIC, OPS, Drawn, apply_ops
 from tests.data.test_augment import sample_images
 from tests.data.test_batches import BOTH, NO_CHANGE, tiny_source
-from tests.helpers import small_config
+from tests.helpers import data_config, small_config
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed")
 
@@ -48,7 +47,7 @@ def make(
     **more: Any,
 ) -> Pipeline:
     """A pipeline over a dataset with a few labels (None: all); two threads for DALI."""
-    split = draw_split(dataset, DataConfig(labels=labels), seed)
+    split = draw_split(dataset, data_config(labels=labels), seed)
     arguments = {"seed": seed, "device": CPU, "workers": 2, **more}
     return build_pipeline(name, dataset, split, order, policy, **arguments)
 
@@ -339,4 +338,4 @@ def test_missing_dali_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_trains_from_it(tmp_path: Path) -> None:
     config = small_config(train={"steps": 2, "log_every": 1}, data={"pipeline": "dali", "workers": 1})
     result = train_run(config, tmp_path / "run")
-    assert 0 <= result.scores["ema"].error <= 100
+    assert 0 <= result.scores["test"]["ema"].error <= 100

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset, tmed2
 from interlude_fast.data.files import image_paths
 from interlude_fast.errors import ConfigError, DataError
-from tests.helpers import image_names, write_images
+from tests.helpers import data_config, image_names, write_images
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def load(progress: Any = None, **options: Any) -> Dataset:
-    return load_dataset(DataConfig(dataset="folder", **options), progress)
+    return load_dataset(data_config(dataset="folder", **options), progress)
 
 
 def labels_by_path(dataset: Dataset) -> dict[str, int]:
@@ -167,7 +166,7 @@ def test_too_many_unreadable_files(root: Path) -> None:
         ([*image_names("ab", 1), "test/a/1.png"], {}, "holds 'test' beside class folders; put those below"),
         ([*image_names("ab", 1, "train/"), "test/a/note.txt"], {}, "no image in the class folders of"),
         (image_names("ab", 1), {"labeled": "a"}, "both name the labeled images"),
-        (image_names("ab", 1), {"extra": True}, "data.extra = True means nothing to the data set 'folder'"),
+        (image_names("ab", 1), {"extra": True}, "data.extra = True means nothing to the dataset 'folder'"),
     ],
 )
 def test_layouts_that_do_not_fit(root: Path, make: list[str], options: dict[str, Any], message: str) -> None:

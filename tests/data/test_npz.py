@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, load_dataset
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.experiment.run import train_run
-from tests.helpers import small_config
+from tests.helpers import data_config, small_config
 
 rng = np.random.default_rng(0)
 X = rng.integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -24,7 +23,7 @@ Y = np.arange(12) % 3
 
 
 def read(root: Path, **settings: Any) -> Dataset:
-    return load_dataset(DataConfig(dataset="npz", root=root, **settings))
+    return load_dataset(data_config(dataset="npz", root=root, **settings))
 
 
 def saved(folder: Path, **arrays: Any) -> Path:
@@ -137,7 +136,7 @@ def test_damaged_files_get_one_line(tmp_path: Path, content: bytes | None) -> No
         read(file)
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"npz wants data\.root"):
-        load_dataset(DataConfig(dataset="npz"))
+        load_dataset(data_config(dataset="npz"))
 
 
 def test_archives_cut_short(tmp_path: Path) -> None:
@@ -220,7 +219,7 @@ def test_a_run_from_a_folder(tmp_path: Path) -> None:
     released(tmp_path, images=X.repeat(2, 1).repeat(2, 2))
     data = {"dataset": "npz", "root": str(tmp_path), "labels": 6}
     config = small_config(data=data, train={"steps": 2})
-    assert train_run(config, tmp_path / "run").scores["ema"].n == 6
+    assert train_run(config, tmp_path / "run").scores["test"]["ema"].n == 6
 
 
 # Files of strangers.

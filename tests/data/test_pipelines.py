@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data import pipelines
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
@@ -25,8 +24,8 @@ from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipel
 from interlude_fast.data.pipelines.host import HostPipeline
 from interlude_fast.data.split import draw_split
 from interlude_fast.errors import ConfigError, DataError
-from interlude_fast.train.checkpoint import load_tensors
-from tests.helpers import small_config
+from interlude_fast.training.checkpoint import load_tensors
+from tests.helpers import data_config, small_config
 
 BOTH = ("weak", "strong")
 CPU = torch.device("cpu")
@@ -53,7 +52,7 @@ def build(
     of = of or dataset()
     policy = Policy(flip=True, **{name: given.pop(name) for name in ("paired", "form") if name in given})
     where = {"seed": 3, "device": CPU, **given}
-    split = draw_split(of, DataConfig(labels=6), 3)
+    split = draw_split(of, data_config(labels=6), 3)
     return build_pipeline(name, of, split, order, policy, **where)
 
 

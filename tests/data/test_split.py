@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, Dataset, from_arrays
 from interlude_fast.data.manifest import manifest, replay, to_text
 from interlude_fast.data.split import Split, choose, divide, draw_split, long_tailed_counts
 from interlude_fast.errors import ConfigError, DataError
+from tests.helpers import data_config
 
 
 def dataset(per_class: tuple[int, ...] = (40, 30, 20), test: int = 9, **rest: Any) -> Dataset:
@@ -27,7 +27,7 @@ def dataset(per_class: tuple[int, ...] = (40, 30, 20), test: int = 9, **rest: An
 
 def draw(made: Dataset | None = None, seed: int = 0, labels: int | None = 12, **settings: Any) -> Split:
     includes = settings.pop("unlabeled_includes_labeled", True)
-    options = DataConfig(labels=labels, unlabeled_includes_labeled=includes, split=settings)
+    options = data_config(labels=labels, unlabeled_includes_labeled=includes, split=settings)
     return draw_split(made or dataset(), options, seed)
 
 
@@ -183,7 +183,7 @@ def test_bad_sources_are_refused() -> None:
 
 
 def written(path: Path, made: Dataset, split: Split, **changes: Any) -> Path:
-    values = manifest(made, split, DataConfig(labels=12), 0)
+    values = manifest(made, split, data_config(labels=12), 0)
     path.write_text(to_text({**values, **changes}))
     return path
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from interlude_fast.config import DataConfig, load
+from interlude_fast.config import load
 from interlude_fast.data.datasets import TEST, TRAIN, UNLABELED, load_dataset
 from interlude_fast.data.datasets.stl10 import BINARY, FOLDER
 from interlude_fast.errors import DataError
 from interlude_fast.experiment.run import train_run
-from interlude_fast.train.loop import prepare
-from tests.helpers import small_config
+from interlude_fast.training.setup import prepare
+from tests.helpers import data_config, small_config
 
 torchvision = pytest.importorskip("torchvision")
 COUNTS = {"train": 40, "unlabeled": 30, "test": 10}
@@ -48,7 +48,7 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_labels_and_folds(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="stl10", root=local_copy))
+    dataset = load_dataset(data_config(dataset="stl10", root=local_copy))
     assert dataset.images.shape == (80, 96, 96, 3)
     assert dataset.images.flags.c_contiguous
     for i in (5, 45, 75):  # training, unlabeled, test
@@ -62,7 +62,7 @@ def test_images_labels_and_folds(local_copy: Path) -> None:
 
 
 def test_the_images_are_torchvisions(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="stl10", root=local_copy))
+    dataset = load_dataset(data_config(dataset="stl10", root=local_copy))
     whole = torchvision.datasets.STL10(str(local_copy), split="train+unlabeled")
     assert np.array_equal(dataset.images[:70], whole.data.transpose(0, 2, 3, 1))
     assert dataset.labels[:40].tolist() == whole.labels[:40].tolist()
@@ -76,7 +76,7 @@ def test_the_preset_trains_it(local_copy: Path) -> None:
 
 def test_a_run_from_a_local_copy(local_copy: Path) -> None:
     config = small_config(data={"dataset": "stl10", "root": str(local_copy)}, train={"steps": 2})
-    assert train_run(config, local_copy / "run").scores["ema"].n == 10
+    assert train_run(config, local_copy / "run").scores["test"]["ema"].n == 10
 
 
 def shorten(file: Path) -> None:
@@ -99,5 +99,5 @@ def test_incomplete_copies_get_one_line(
 ) -> None:
     damage(local_copy / FOLDER / name)
     with pytest.raises(DataError, match=message) as caught:
-        load_dataset(DataConfig(dataset="stl10", root=local_copy))
+        load_dataset(data_config(dataset="stl10", root=local_copy))
     assert "\n" not in str(caught.value)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-from interlude_fast.config import DataConfig, load
+from interlude_fast.config import load
 from interlude_fast.data.datasets import TEST, TRAIN, load_dataset
 from interlude_fast.errors import ConfigError, DataError
 from interlude_fast.experiment.run import train_run
-from interlude_fast.train.loop import prepare
-from tests.helpers import small_config
+from interlude_fast.training.setup import prepare
+from tests.helpers import data_config, small_config
 
 torchvision = pytest.importorskip("torchvision")
 COUNTS = {"train": 60, "test": 20, "extra": 30}
@@ -39,7 +39,7 @@ def local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_images_and_labels(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="svhn", root=local_copy))
+    dataset = load_dataset(data_config(dataset="svhn", root=local_copy))
     assert dataset.images.shape == (80, 32, 32, 3)
     assert dataset.images.flags.c_contiguous
     for i in (5, 65):
@@ -51,11 +51,11 @@ def test_images_and_labels(local_copy: Path) -> None:
 
 
 def test_extra_images_train_too(local_copy: Path) -> None:
-    dataset = load_dataset(DataConfig(dataset="svhn", root=local_copy, extra=True))
+    dataset = load_dataset(data_config(dataset="svhn", root=local_copy, extra=True))
     assert len(dataset.indices(TRAIN)) == 90
     assert dataset.indices(TEST).tolist() == list(range(90, 110))
-    with pytest.raises(ConfigError, match=r"data\.extra = True means nothing to the data set 'digits'"):
-        load_dataset(DataConfig(dataset="digits", extra=True))
+    with pytest.raises(ConfigError, match=r"data\.extra = True means nothing to the dataset 'digits'"):
+        load_dataset(data_config(dataset="digits", extra=True))
 
 
 def test_the_preset_trains_it(local_copy: Path) -> None:
@@ -65,14 +65,14 @@ def test_the_preset_trains_it(local_copy: Path) -> None:
 
 def test_a_run_from_a_local_copy(local_copy: Path) -> None:
     config = small_config(data={"dataset": "svhn", "root": str(local_copy)}, train={"steps": 2})
-    assert train_run(config, local_copy / "run").scores["ema"].n == 20
+    assert train_run(config, local_copy / "run").scores["test"]["ema"].n == 20
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut short"])
 def test_incomplete_copies_name_the_file_and_the_folder(local_copy: Path, damage: str) -> None:
     file = local_copy / "extra_32x32.mat"
     file.write_bytes(file.read_bytes()[:100]) if damage == "cut short" else file.unlink()
-    load_dataset(DataConfig(dataset="svhn", root=local_copy))
+    load_dataset(data_config(dataset="svhn", root=local_copy))
     with pytest.raises(DataError, match=rf"svhn wants extra_32x32\.mat in {local_copy}, .*no network") as caught:
-        load_dataset(DataConfig(dataset="svhn", root=local_copy, extra=True))
+        load_dataset(data_config(dataset="svhn", root=local_copy, extra=True))
     assert "\n" not in str(caught.value)

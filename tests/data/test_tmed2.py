@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from interlude_fast.config import DataConfig, load
+from interlude_fast.config import load
 from interlude_fast.data.datasets import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, load_dataset, tmed2
 from interlude_fast.data.datasets.tmed2 import TABLE, records
 from interlude_fast.data.files import Record
 from interlude_fast.errors import ConfigError, DataError
-from tests.helpers import write_images
+from tests.helpers import data_config, write_images
 
 BOTH, VIEW = "view_and_diagnosis_labeled_set/labeled", "view_labeled_set/labeled"
 ROWS = [  # query_key, view_label, split, SourceFolder
@@ -81,18 +81,18 @@ def test_images_as_the_network_sees_them(
 ) -> None:
     monkeypatch.setenv("INTERLUDE_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
     write_images(root, [r.path for r in records(root)[0]], (112, 112), mode="L")
-    dataset = tmed2.load(DataConfig(dataset="tmed2", root=root))
+    dataset = tmed2.load(data_config(dataset="tmed2", root=root))
     assert dataset.images.shape == (10, 112, 112, 1)
     assert (dataset.mean, dataset.std, dataset.flip) == ((0.0,), (1.0,), False)
     assert dataset.groups.tolist()[:3] == ["5269", "5269", "17"]
     assert [len(dataset.indices(part)) for part in (TRAIN, VALIDATION, TEST, EXCLUDED)] == [5, 1, 1, 3]
     with pytest.raises(ConfigError, match=r"tmed2 wants data\.root"):
-        load_dataset(DataConfig(dataset="tmed2"))
+        load_dataset(data_config(dataset="tmed2"))
 
 
 def test_the_preset() -> None:
     config = load(None, [{"data": {"dataset": "tmed2"}}])
-    assert (config.optim.lr, config.train.mu, config.method.options()["lambda_u"]) == (0.1, 5, 0.5)
+    assert (config.optim.lr, config.train.mu, config.method.options.lambda_u) == (0.1, 5, 0.5)
     assert "lambda_u" not in load(None, [{"data": {"dataset": "tmed2"}, "method": {"name": "supervised"}}]).method
 
 

@@ -9,7 +9,7 @@ from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.sampler import Sampler
 from interlude_fast.data.store import build_store
 from interlude_fast.errors import ConfigError
-from interlude_fast.train.loop import load_data, prepare
+from interlude_fast.training.setup import load_data, prepare
 from tests.helpers import small_config
 
 
@@ -63,7 +63,7 @@ def test_rows_split_by_role(layout: str) -> None:
 @pytest.mark.parametrize("pipeline", ["resident", "host", "torchvision"])
 def test_pipelines_make_second_views(pipeline: str) -> None:
     from interlude_fast.data.pipelines import build_pipeline
-    from interlude_fast.train.loop import view_policy
+    from interlude_fast.training.setup import view_policy
 
     config = small_config()
     dataset, split = load_data(config)

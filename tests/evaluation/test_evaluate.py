@@ -16,18 +16,18 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
+from interlude_fast.api import predict
 from interlude_fast.cli import main
 from interlude_fast.config import load
 from interlude_fast.data.labeled import labeled_images
 from interlude_fast.errors import CheckpointError, DataError
-from interlude_fast.evaluation.evaluate import Evaluated, evaluate_in_full
-from interlude_fast.evaluation.predict import predict
-from interlude_fast.experiment import full_report
-from interlude_fast.experiment.run import evaluate_run, train_run
+from interlude_fast.evaluation.evaluate import evaluate_run
+from interlude_fast.experiment.result import Result as Evaluation
+from interlude_fast.experiment.run import train_run
 from interlude_fast.experiment.run_directory import RunDirectory
-from interlude_fast.metrics import classification
 from interlude_fast.report.tables import result_lines
-from interlude_fast.train.checkpoint import load_tensors
+from interlude_fast.training import evaluate as training_evaluate
+from interlude_fast.training.checkpoint import load_tensors
 from tests.helpers import SMALL, image_names, small_config, write_images
 
 CLASSES = ("cat", "dog", "emu")
@@ -55,14 +55,12 @@ def call(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
 
 
 def test_everything_by_default(place: Path) -> None:
-    found, again = evaluate_in_full(place / "run"), evaluate_run(place / "run")
+    found = evaluate_run(place / "run")
     result = json.loads((place / "run" / "result.json").read_text())
-    assert {part: [*networks] for part, networks in found.details.items()} == {
+    assert {part: [*networks] for part, networks in found.scores.items()} == {
         part: ["ema", "raw", "best_on_validation"] for part in ("test", "validation")
     }
-    assert found.details["test"]["raw"].scores == again["raw"]
-    assert found.details["validation"]["ema"].scores == again["ema_validation"]
-    assert json.loads(json.dumps(found.as_dict()["report"])) == result["report"]
+    assert json.loads(json.dumps(found.as_dict()["report"])) == result["scores"]
     about = result["best_on_validation"]["ema"]["step"]
     assert found.selected == {"network": "ema", "step": str(about), "selected_by": "accuracy"}
 
@@ -73,31 +71,33 @@ def test_what_is_not_defined_is_left_out_of_the_metrics(place: Path) -> None:
     for part, network in (("test", "ema"), ("validation", "raw")):
         found = {n.rpartition("/")[2] for n in names if n.startswith(f"{part}/{network}/")}
         assert found == scores  # of three classes there are no five best ones
-    assert json.loads((place / "run" / "result.json").read_text())["ema"]["top5_accuracy"] is None
+    assert (
+        json.loads((place / "run" / "result.json").read_text())["scores"]["test"]["ema"]["top5_accuracy"] is None
+    )
 
 
 def rows(table: Path, run: Path, network: str) -> dict[str, tuple[str, str]]:
     """path -> (true class, predicted class) of the images of a folder of class folders."""
-    found = predict(run, [table], "cpu", network=network)
+    found = predict(run, [table], device="cpu", network=network)
     best = [found.classes[k] for k in found.probabilities.argmax(1)]
     return {path: (Path(path).parent.name, c) for path, c in zip(found.paths, best, strict=True)}
 
 
 @pytest.mark.parametrize("network", ["ema", "raw", "best_on_validation"])
 def test_a_transfer_set_is_judged_as_predict_sees_it(place: Path, network: str) -> None:
-    found = evaluate_in_full(place / "run", networks=[network], transfer={"other": place / "another"})
-    assert {*found.details["other"]} == {network}
-    detail = found.details["other"][network]
+    found = evaluate_run(place / "run", networks=[network], transfer={"other": place / "another"})
+    assert {*found.scores["other"]} == {network}
+    detail = found.scores["other"][network]
     pairs = rows(place / "another", place / "run", network).values()
     expected = [[sum(p == (a, b) for p in pairs) for b in CLASSES] for a in CLASSES]
     assert detail.confusion == expected
-    assert detail.scores.n == 10
+    assert detail.n == 10
     assert detail.recall["dog"] is None
-    assert detail.scores.balanced_accuracy == pytest.approx((detail.recall["cat"] + detail.recall["emu"]) / 2)
+    assert detail.balanced_accuracy == pytest.approx((detail.recall["cat"] + detail.recall["emu"]) / 2)
 
 
-def figures(found: Evaluated, name: str) -> list[list[int]]:
-    return found.details[name]["ema"].confusion
+def figures(found: Evaluation, name: str) -> list[list[int]]:
+    return found.scores[name]["ema"].confusion
 
 
 def test_folder_table_and_arrays_are_one_test_set(place: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_folder_table_and_arrays_are_one_test_set(place: Path, tmp_path: Path) -
     with pytest.raises(DataError, match=r"label 'dog' of the test split"):  # the training dataset is stricter
         load_table(tmp_path / "set.csv")
     sets = {"folder": tmp_path / "set", "csv": tmp_path / "set.csv", "npz": tmp_path / "set.npz"}
-    found = evaluate_in_full(place / "run", networks=["ema"], transfer=sets)
+    found = evaluate_run(place / "run", networks=["ema"], transfer=sets)
     assert figures(found, "folder") == figures(found, "csv") == figures(found, "npz")
     assert np.sum(figures(found, "folder"), 1).tolist() == [0, 4, 4]
 
@@ -200,19 +200,19 @@ def test_predict_with_a_named_network(call: Callable[..., Result], place: Path) 
 def test_a_run_without_validation_images_kept_no_such_network(tmp_path: Path) -> None:
     result = train_run(small_config(train={"steps": 2}), tmp_path / "run")
     with pytest.raises(CheckpointError, match="it has no validation images"):
-        evaluate_in_full(tmp_path / "run", networks=["best_on_validation"])
-    assert [*evaluate_in_full(tmp_path / "run").details["test"]] == ["ema", "raw"]
+        evaluate_run(tmp_path / "run", networks=["best_on_validation"])
+    assert [*evaluate_run(tmp_path / "run").scores["test"]] == ["ema", "raw"]
     told = "\n".join(result_lines(result))
     assert "best_on_validation" not in told
     assert "selected on the test set: not a fair figure" in told
 
 
 def test_fgsm_of_a_run(place: Path) -> None:
-    found = evaluate_in_full(place / "run", networks=["raw"], fgsm=[1, 32])
+    found = evaluate_run(place / "run", networks=["raw"], fgsm=[1, 32])
     assert found.fgsm_on == "test"
     assert {*found.fgsm} == {"raw"}
     assert all(0 <= error <= 1 for error in found.fgsm["raw"].values())
-    assert found.fgsm["raw"][32] >= found.details["test"]["raw"].scores.error
+    assert found.fgsm["raw"][32] >= found.scores["test"]["raw"].error
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -221,15 +221,13 @@ def test_networks_are_evaluated_with_the_products_of_the_run(
 ) -> None:
     """On a GPU torch's own default is neither: result.json and a later evaluation would differ by an image."""
     train_run(small_config(train={"precision": precision, "steps": 2}), tmp_path / "run")
-    seen, real = [], classification.predict_logits
+    seen, real = [], training_evaluate.predict_logits
 
     def watched(*arguments: Any) -> Tensor:
         seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
         return real(*arguments)
 
-    for module in (classification, full_report):
-        monkeypatch.setattr(module, "predict_logits", watched)
-    evaluate_in_full(tmp_path / "run")
+    monkeypatch.setattr(training_evaluate, "predict_logits", watched)
     evaluate_run(tmp_path / "run")
-    assert len(seen) == 4
+    assert len(seen) == 2
     assert set(seen) == {(precision != "fp32",) * 2}

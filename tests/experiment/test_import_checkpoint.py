@@ -12,8 +12,9 @@ from torch import nn
 
 from interlude_fast.cli import main
 from interlude_fast.errors import CheckpointError
+from interlude_fast.evaluation.evaluate import evaluate_run
 from interlude_fast.experiment.import_checkpoint import import_checkpoint
-from interlude_fast.experiment.run import evaluate_run, resume_config, train_run
+from interlude_fast.experiment.run import resume_config, train_run
 from interlude_fast.models import EmbeddingFusion, Shape, build_model
 from interlude_fast.models.foreign import foreign_networks
 from interlude_fast.models.released import identify
@@ -65,7 +66,7 @@ def test_a_released_checkpoint_becomes_a_run(program: str, tmp_path: Path) -> No
         ours = load_tensors(tmp_path / "run" / "weights" / f"{name}.safetensors")[0]
         assert ours.keys() == theirs.state_dict().keys()
         assert all(torch.equal(v, ours[k]) for k, v in theirs.state_dict().items())
-    scores = evaluate_run(tmp_path / "run")
+    scores = evaluate_run(tmp_path / "run").scores["test"]
     assert scores["ema"].n == scores["raw"].n == 360
     assert len(json.loads((tmp_path / "run" / "imported.json").read_text())["sha256"]) == 64
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.parallel import shared_steps
-from interlude_fast.train.step import train_step
+from interlude_fast.training.parallel import shared_steps
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.step import train_step
 from tests.helpers import small_config
-from tests.train.ranks import in_ranks
+from tests.training.ranks import in_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two GPUs")
 

@@ -10,9 +10,9 @@ import torch
 
 from interlude_fast.errors import MemoryExhausted
 from interlude_fast.experiment.run import train_run
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.memory import GIB, Need
-from interlude_fast.train.step import train_step
+from interlude_fast.training.memory import GIB, Need
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.step import train_step
 from tests.helpers import small_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from interlude_fast.methods import METHODS, build_method
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.step import train_step
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.step import train_step
 from tests.helpers import small_config
 from tests.methods.test_methods import PLAIN, PROBLEM, make_batch, small_network
 
@@ -45,7 +45,7 @@ def test_losses_and_state_are_those_of_the_cpu(name: str) -> None:
     sides = []
     batches = [make_batch(build_method(name, {}, PROBLEM))[1] for _ in range(3)]
     for device in ("cpu", "cuda"):
-        method = build_method(name, {}, PROBLEM).double().to(device)
+        method = build_method(name, {}, PROBLEM, dtype=torch.float64).to(device)
         network, ema = small_network().to(device), small_network(1).requires_grad_(False).eval().to(device)
         totals = []
         for batch in batches:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from interlude_fast import ops
-from interlude_fast.config import DataConfig
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.datasets import Dataset, from_arrays
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.pipelines.host import HostPipeline
 from interlude_fast.data.split import draw_split
+from tests.helpers import data_config
 
 CUDA = torch.device("cuda")
 STEPS = 20
@@ -32,7 +32,7 @@ def dataset(side: int = 96) -> Dataset:
 
 def build(name: str, of: Dataset, device: torch.device = CUDA, workers: int | None = 2) -> Pipeline:
     order = RowOrder(32, 7, ("weak", "strong"), ("weak", "strong"), "interdigitated")
-    split = draw_split(of, DataConfig(labels=100), 0)
+    split = draw_split(of, data_config(labels=100), 0)
     return build_pipeline(name, of, split, order, Policy(flip=True), seed=1, device=device, workers=workers)
 
 

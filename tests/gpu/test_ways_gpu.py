@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from interlude_fast.methods import METHODS, Losses
-from interlude_fast.train.captured import CapturedStep
-from interlude_fast.train.compiled import compiled_losses
-from interlude_fast.train.device import float32_products
-from interlude_fast.train.loop import Run, prepare, train
-from interlude_fast.train.step import EagerStep
+from interlude_fast.training.captured import CapturedStep
+from interlude_fast.training.compiled import compiled_losses
+from interlude_fast.training.device import float32_products
+from interlude_fast.training.loop import train
+from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.step import EagerStep
 from tests.helpers import small_config
-from tests.train.test_ways import CALM, losses_of
+from tests.training.test_ways import CALM, losses_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -65,6 +66,9 @@ def test_captured_steps_are_the_eager_ones(method: str) -> None:
         {"data": {"pipeline": "host"}},
         {"optim": {"name": "adam", "lr": 0.001}},
         {"optim": {"name": "adamw", "lr": 0.001, "warmup": 2}},
+        {"optim": {**CALM, "ema_warmup": True}},
+        {"optim": {**CALM, "ema_warmup": True}, "train": {"precision": "fp16"}},
+        {"optim": {"name": "adam", "lr": 0.001, "ema_warmup": True}, "train": {"precision": "fp16"}},
     ],
     ids=str,
 )

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from interlude_fast.data.batch import Batch, RowOrder
-from interlude_fast.methods import Method, Problem, build_method
+from interlude_fast.methods import Method, TaskInfo, build_method
 
 FOLDER = Path(__file__).parent.parent / "golden"
 
 
 @cache
 def golden(name: str) -> dict[str, Tensor]:
-    """An .npz as tensors."""
+    """An .npz as tensors, without the `meta` that says in some how they were recorded."""
     with np.load(FOLDER / f"{name}.npz") as file:
-        return {key: torch.from_numpy(np.asarray(file[key])) for key in file}
+        return {key: torch.from_numpy(np.asarray(file[key])) for key in file if key != "meta"}
 
 
 def close(actual: Tensor, expected: Tensor | float) -> None:
@@ -29,9 +29,11 @@ def close(actual: Tensor, expected: Tensor | float) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
 
 
-def exact_method(name: str, options: dict[str, Any] | None = None, **problem: Any) -> Method:
-    """A method of ten classes with its state in float64."""
-    return build_method(name, options or {}, Problem(10, **problem)).double()
+def exact_method(
+    name: str, options: dict[str, Any] | None = None, num_classes: int = 10, **problem: Any
+) -> Method:
+    """A method with its state in float64 from the first."""
+    return build_method(name, options or {}, TaskInfo(num_classes, **problem), dtype=torch.float64)
 
 
 def make_batch(

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from interlude_fast.train.loop import prepare
+from interlude_fast.training.setup import prepare
 from tests.helpers import small_config
 
 

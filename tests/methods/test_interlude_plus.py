@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interlude_fast import ops
+from interlude_fast.data.batch import Batch
 from interlude_fast.errors import ConfigError
-from interlude_fast.methods import Problem, build_method, interlude_plus
+from interlude_fast.methods import Method, TaskInfo, build_method, interlude_plus
 from tests.helpers import small_config
 
-from .golden import close
+from .golden import close, exact_method, golden, make_batch, pick
 from .test_interlude import LAYOUTS, resumes_exactly, rows
 
 
@@ -63,7 +66,7 @@ def delta_loss(parts: tuple[Tensor, ...], labels: Tensor, mu: int, per_class: bo
 @pytest.mark.parametrize("delta", ["mean", "per_class"])
 def test_losses_gradient_and_state_over_three_steps(layout: str, delta: str) -> None:
     options = {"layout": layout, "delta": delta, "lambda_u": 0.8, "lambda_dc": 2.0, "lambda_f": 0.3}
-    method, direct = build_method("interlude_plus", options, Problem(4)).double(), Direct(4)
+    method, direct = exact_method("interlude_plus", options, 4), Direct(4)
     method.threshold.confidence.fill_(0.6)  # so that some rows are below their threshold
     direct.tau = 0.6
     for step in range(3):
@@ -88,10 +91,54 @@ def test_losses_gradient_and_state_over_three_steps(layout: str, delta: str) -> 
         close(*gradients)
 
 
+STATE = {"confidence": "tau", "mean": "p", "histogram": "label_hist"}
+RUNS = {"A": {}, "B": {"threshold_momentum": 0.6}}
+
+
+def recorded_batch(method: Method, g: dict[str, Tensor]) -> tuple[Tensor, Batch]:
+    """The logits of a recorded step in the method's row order."""
+    lw, uw, ls, us = (g[f"logits_{name}"] for name in ("lw", "uw", "ls", "us"))
+    if method.layout == "interdigitated":
+        logits = torch.cat([lw[:, None], uw, ls[:, None], us], 1).flatten(0, 1)
+    else:
+        logits = torch.cat([lw, ls, uw.flatten(0, 1), us.flatten(0, 1)])
+    logits.requires_grad_()
+    return logits, make_batch(method, g["y_lb"], logits)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "reference"])
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("classes", [3, 7])
+def test_four_steps_of_the_released_code(classes: int, run: str, fused: bool, layout: str) -> None:
+    """The state begins at 1 / K, which float32 rounds, and is carried from step to step."""
+    if fused and not ops.status().loaded:
+        pytest.skip(f"no compiled extension: {ops.status().why_not}")
+    options = {"delta": "per_class", "layout": layout, **RUNS[run]}
+    method, recorded = exact_method("interlude_plus", options, classes), golden(f"interlude_plus_k{classes}")
+    for step in range(4):
+        g = pick(recorded, f"t{step}_")
+        g.update(pick(g, f"{run}_"))
+        for mine, theirs in STATE.items():
+            close(getattr(method.threshold, mine), g[f"{theirs}_before"])
+        logits, batch = recorded_batch(method, g)
+        with contextlib.nullcontext() if fused else ops.use_reference():
+            losses = method.loss(logits, batch)
+        for mine, theirs in STATE.items():
+            close(getattr(method.threshold, mine), g[f"{theirs}_after"])
+        close(losses.total, g["loss_total"])
+        for name in ("labeled", "unlabeled", "delta", "fairness"):
+            close(losses.metrics[f"loss_{name}"], g[f"loss_{name}"])
+        close(losses.metrics["mask_rate"], g["mask"].mean())
+        gradient = torch.autograd.grad(losses.total, logits)[0]
+        for got, name in zip(batch.split(gradient), ("lw", "ls", "uw", "us"), strict=True):
+            close(got, g[f"grad_logits_{name}"].flatten(0, -2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("delta", ["mean", "per_class"])
 def test_no_row_over_its_threshold_is_no_fairness_and_no_nan(dtype: torch.dtype, delta: str) -> None:
-    method = build_method("interlude_plus", {"delta": delta}, Problem(4))
+    method = build_method("interlude_plus", {"delta": delta}, TaskInfo(4))
     method.threshold.confidence.fill_(1.0)
     logits, batch = rows(method)
     logits = (logits.detach() / 2).to(dtype).requires_grad_()
@@ -105,7 +152,7 @@ def test_no_row_over_its_threshold_is_no_fairness_and_no_nan(dtype: torch.dtype,
 
 def test_every_row_at_first() -> None:
     """The first global threshold is about 1 / K, and no confidence is less."""
-    method = build_method("interlude_plus", {}, Problem(4))
+    method = build_method("interlude_plus", {}, TaskInfo(4))
     logits, batch = rows(method, batch=8, mu=7)
     assert method.loss(logits, batch).metrics["mask_rate"] > 0.9
 
@@ -120,7 +167,7 @@ def test_fairness_reads_the_rows_that_the_head_learns(layout: str, monkeypatch: 
         return logits.sum() * 0
 
     monkeypatch.setattr(interlude_plus, "fairness", spy)
-    method = build_method("interlude_plus", {"threshold_momentum": 0.0, "layout": layout}, Problem(10))
+    method = build_method("interlude_plus", {"threshold_momentum": 0.0, "layout": layout}, TaskInfo(10))
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(10, generator=generator)
     some = 0
@@ -138,7 +185,7 @@ def test_fairness_reads_the_rows_that_the_head_learns(layout: str, monkeypatch: 
 def test_weight_of_fairness() -> None:
     gradients = {}
     for weight in (0.0, 0.05, 1.0):
-        method = build_method("interlude_plus", {"lambda_f": weight}, Problem(4)).double()
+        method = exact_method("interlude_plus", {"lambda_f": weight}, 4)
         logits, batch = rows(method)
         losses = method.loss(logits, batch)
         gradients[weight] = torch.autograd.grad(losses.total, logits)[0]
@@ -150,7 +197,7 @@ def test_weight_of_fairness() -> None:
 
 
 def test_warm_ups_are_those_of_interlude() -> None:
-    method = build_method("interlude_plus", {"warmup_u": 0.5, "warmup_dc": 1.0}, Problem(4, steps=8)).double()
+    method = exact_method("interlude_plus", {"warmup_u": 0.5, "warmup_dc": 1.0}, 4, steps=8)
     for step, (u, dc) in {0: (0, 0), 2: (0.5, 0.25), 4: (1, 0.5), 7: (1, 0.875)}.items():
         losses = method.loss(*rows(method, step))
         m = losses.metrics
@@ -161,7 +208,7 @@ def test_warm_ups_are_those_of_interlude() -> None:
 @pytest.mark.parametrize("option", ["tau", "distribution_alignment", "temperature"])
 def test_what_it_has_no_use_for_is_refused(option: str) -> None:
     with pytest.raises(ConfigError, match=f"'method.{option}': interlude_plus has no such option"):
-        build_method("interlude_plus", {option: 1}, Problem(4))
+        build_method("interlude_plus", {option: 1}, TaskInfo(4))
 
 
 @LAYOUTS
@@ -170,7 +217,7 @@ def test_a_run_resumes_exactly(layout: str) -> None:
 
 
 def test_thresholds_begin_at_chance() -> None:
-    state = build_method("interlude_plus", {}, Problem(5)).state_dict()
+    state = build_method("interlude_plus", {}, TaskInfo(5)).state_dict()
     assert math.isclose(state["threshold.confidence"], 0.2, rel_tol=1e-6)
     assert {k: v.numel() for k, v in state.items()} == {
         "threshold.confidence": 1,

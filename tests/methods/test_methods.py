@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import interlude_fast
-from interlude_fast import methods
-from interlude_fast.config import Strict
+from interlude_fast import registry
 from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.errors import ConfigError
 from interlude_fast.experiment.run import train_run
-from interlude_fast.methods import METHODS, Losses, Method, Problem, build_method, register_method
+from interlude_fast.methods import METHODS, Losses, Method, TaskInfo, build_method, register_method
+from interlude_fast.options import Strict
 from tests.helpers import small_config
 
 BOTH = ("weak", "strong")
@@ -25,7 +25,7 @@ BOTH = ("weak", "strong")
 PLAIN = [name for name, method in METHODS.items() if method.adapt is Method.adapt]
 
 
-PROBLEM = Problem(4, unlabeled=9, steps=10)
+PROBLEM = TaskInfo(4, unlabeled=9, steps=10)
 
 
 def make_batch(method: Method, batch: int = 3, mu: int = 2, classes: int = 4) -> tuple[Tensor, Batch]:
@@ -100,7 +100,7 @@ def test_the_state_is_all_that_the_next_step_depends_on(name: str) -> None:
 
 @pytest.mark.parametrize("layout", ["interdigitated", "separate"])
 def test_interlude_reads_its_rows_in_either_layout(layout: str) -> None:
-    method = build_method("interlude", {"layout": layout, "tau": 0.3, "lambda_dc": 2.0}, Problem(4))
+    method = build_method("interlude", {"layout": layout, "tau": 0.3, "lambda_dc": 2.0}, TaskInfo(4))
     logits, batch = make_batch(method)
     slot, view = batch.order.rows
 
@@ -118,11 +118,11 @@ def test_interlude_reads_its_rows_in_either_layout(layout: str) -> None:
 
 
 def test_class_weights_are_part_of_the_state_and_are_checked() -> None:
-    method = build_method("interlude", {"class_weights": [1, 2, 3, 4]}, Problem(4))
+    method = build_method("interlude", {"class_weights": [1, 2, 3, 4]}, TaskInfo(4))
     assert method.state_dict()["class_weights"].tolist() == [1, 2, 3, 4]
     for weights in ([1, 2], [1, 2, 3, 0]):
-        with pytest.raises(ConfigError, match=r"method\.class_weights must be 4 positive numbers"):
-            build_method("supervised", {"class_weights": weights}, Problem(4))
+        with pytest.raises(ConfigError, match=r"method\.class_weights"):
+            build_method("supervised", {"class_weights": weights}, TaskInfo(4))
 
 
 def test_a_method_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,10 +141,10 @@ def test_a_method_of_ones_own(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None
             total = F.cross_entropy(labeled, batch.labels) + self.options.weight * entropy
             return Losses(total, {"entropy": entropy.detach()})
 
-    monkeypatch.setitem(METHODS, "entropy", Entropy)
+    monkeypatch.setitem(METHODS._parts, "entropy", Entropy)
     assert register_method("entropy", Entropy) is Entropy
     config = small_config(method={"name": "entropy", "weight": 0.2})
-    assert train_run(config, tmp_path / "run").scores["raw"].n == 360
+    assert train_run(config, tmp_path / "run").scores["test"]["raw"].n == 360
     with pytest.raises(ConfigError, match="registered already"):
         register_method("interlude", Entropy)
 
@@ -154,11 +154,11 @@ def test_a_method_of_an_installed_package(monkeypatch: pytest.MonkeyPatch) -> No
     point = EntryPoint("twin", "interlude_fast.methods.supervised:Supervised", "interlude_fast.methods")
     broken = EntryPoint("broken", "interlude_fast.methods.nowhere:Nothing", "interlude_fast.methods")
     points = {"twin": [point], "broken": [broken]}
-    monkeypatch.setattr(methods, "METHODS", dict(METHODS))
-    monkeypatch.setattr(methods, "entry_points", lambda group, name: points.get(name, []))
-    assert isinstance(build_method("twin", {}, Problem(4)), METHODS["supervised"])
+    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
+    monkeypatch.setattr(registry, "entry_points", lambda group, name=None: points.get(name, []))
+    assert isinstance(build_method("twin", {}, TaskInfo(4)), METHODS["supervised"])
     with pytest.raises(ConfigError, match=r"method 'broken' of interlude_fast\.methods\.nowhere:Nothing does not"):
-        build_method("broken", {}, Problem(4))
+        build_method("broken", {}, TaskInfo(4))
 
 
 def test_the_package_itself_offers_what_a_method_needs() -> None:
@@ -170,7 +170,7 @@ def test_the_package_itself_offers_what_a_method_needs() -> None:
 
 def test_options_of_other_methods_are_named() -> None:
     with pytest.raises(ConfigError, match=r"'method\.alpha': supervised has no such option; interlude.* have"):
-        build_method("supervised", {"alpha": 0.1}, Problem(4))
+        build_method("supervised", {"alpha": 0.1}, TaskInfo(4))
 
 
 @pytest.mark.parametrize(
@@ -192,12 +192,55 @@ def test_options_that_contradict_each_other(name: str, options: dict, message: s
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_state_is_built_in_its_dtype(name: str) -> None:
+    """In float64 nothing was rounded to float32 before; a float32 method is the same one, rounded."""
+    problem = TaskInfo(3, unlabeled=9, steps=10, lowest=(-0.1,), highest=(0.7,))
+    exact, single = (build_method(name, {}, problem, dtype=d) for d in (torch.float64, torch.float32))
+    for (key, ours), theirs in zip(exact.named_buffers(), single.buffers(), strict=True):
+        assert not ours.is_floating_point() or ours.dtype == torch.float64, key
+        assert torch.equal(ours.to(theirs.dtype), theirs), key
+    for (key, plain), theirs in zip(
+        build_method(name, {}, problem).named_buffers(), single.buffers(), strict=True
+    ):
+        assert plain.dtype == theirs.dtype, key
+        assert torch.equal(plain, theirs), key
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("freematch", ("threshold.confidence", "threshold.mean", "threshold.histogram")),
+        ("interlude_plus", ("threshold.confidence", "threshold.mean", "threshold.histogram")),
+        ("softmatch", ("weight.mean", "weight.wanted", "weight.seen")),
+    ],
+)
+@pytest.mark.parametrize("classes", [3, 7])
+def test_state_begins_at_chance_to_the_last_bit(name: str, buffers: tuple[str, ...], classes: int) -> None:
+    state = build_method(name, {}, TaskInfo(classes), dtype=torch.float64).state_dict()
+    converted = build_method(name, {}, TaskInfo(classes)).double().state_dict()
+    for key in buffers:
+        assert set(state[key].flatten().tolist()) == {1 / classes}
+        assert ((converted[key] * classes - 1).abs() > 1e-8).all()  # what dtype is for
+
+
+def test_the_default_dtype_is_restored() -> None:
+    build_method("freematch", {}, PROBLEM, dtype=torch.float64)
+    assert torch.get_default_dtype() == torch.float32
+    with pytest.raises(ConfigError, match=r"method\.tau"):
+        build_method("interlude", {"tau": [0.5]}, PROBLEM, dtype=torch.float64)
+    assert torch.get_default_dtype() == torch.float32
+    with pytest.raises(TypeError):
+        build_method("interlude", {}, PROBLEM, dtype=torch.int64)
+    assert torch.get_default_dtype() == torch.float32
+
+
 def test_a_method_may_run_the_network_itself() -> None:
     class Twice(METHODS["supervised"]):  # type: ignore[misc]
         def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
             return self.loss(model(batch.images) + model(batch.images), batch)
 
-    method = Twice(METHODS["supervised"].Options(), Problem(4))
+    method = Twice(METHODS["supervised"].Options(), TaskInfo(4))
     logits, batch = make_batch(method)
     expected = F.cross_entropy(2 * logits, batch.labels)
     torch.testing.assert_close(method(nn.Identity(), batch, nn.Identity()).total, expected.detach())

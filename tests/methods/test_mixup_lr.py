@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from interlude_fast.config import OptimConfig
-from interlude_fast.methods import Problem, build_method, mixmatch
+from interlude_fast.methods import TaskInfo, build_method, mixmatch
 from interlude_fast.methods.mixmatch import target_losses
 from interlude_fast.methods.mixup_lr import MixupLR, lipschitz_penalty, perturbation
 from interlude_fast.methods.parts import direction, divergence, ramp, unit
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.state import TrainState
-from interlude_fast.train.step import compute_gradients, update
+from interlude_fast.options import OptimConfig
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.state import TrainState
+from interlude_fast.training.step import compute_gradients, update
 from tests.helpers import small_config
 
 from .golden import close, exact_method, golden, make_batch, pick
@@ -74,7 +74,7 @@ def test_the_average_takes_the_parameters_before_they_shrink(g: dict[str, Any]) 
     net = nn.Linear(12, 9, bias=False).double()
     optim = OptimConfig(name="adam", lr=0.002, shrink=0.02, schedule="constant", ema_decay=g["ema_alpha"])
     assert optim.lr * optim.shrink == pytest.approx(g["ema_wd"])
-    state = TrainState(net, build_method("supervised", {}, Problem(10)), optim, 10)
+    state = TrainState(net, build_method("supervised", {}, TaskInfo(10)), optim, 10)
     with torch.no_grad():
         net.weight.copy_(g["ema_model_W1_before"])
         state.ema.model.weight.copy_(g["ema_shadow_W1_before"])
@@ -195,7 +195,7 @@ def test_the_range_of_power_iteration(reference: bool) -> None:
     inside = (x >= method.lowest - 1e-5) & (x <= method.highest + 1e-5)
     assert bool(inside.all()) != reference
     assert method.xi == (10 if reference else 0.1)
-    assert not build_method("mixup_lr", {}, Problem(10)).clamps
+    assert not build_method("mixup_lr", {}, TaskInfo(10)).clamps
 
 
 def test_perturbations_climb_faster_than_random_ones() -> None:

@@ -15,8 +15,8 @@ from interlude_fast.data.batch import Batch, RowOrder
 from interlude_fast.methods import METHODS, build_method, mixmatch, semimeta
 from interlude_fast.models import Shape
 from interlude_fast.ops import extension
-from interlude_fast.train.build import build_network
-from interlude_fast.train.loop import load_data, problem, resolve
+from interlude_fast.training.network import build_network
+from interlude_fast.training.setup import load_data, task_info
 from tests.helpers import small_config
 
 META = torch.device("meta")
@@ -44,9 +44,9 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("on_meta")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_needs_nothing_of_the_host(name: str) -> None:
-    config = resolve(small_config(method={"name": name}))
+    config = small_config(method={"name": name})
     dataset, split = load_data(config)
-    method = build_method(name, config.method.options(), problem(config, dataset, split))
+    method = build_method(name, config.method.options, task_info(config, dataset, split))
     network = build_network(config, method, Shape(len(dataset.classes), dataset.channels, dataset.size))
     method, network = method.to(META), network.to(META)
     order = RowOrder(4, 2, method.labeled_views, method.unlabeled_views, method.layout)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from interlude_fast.methods import semimeta
 from interlude_fast.methods.parts import eval_mode
 from interlude_fast.methods.semimeta import consistency, label_gradient, mix, step_labels
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.step import compute_gradients
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.step import compute_gradients
 from tests.helpers import small_config
 
 from .golden import close, exact_method, golden, make_batch, pick

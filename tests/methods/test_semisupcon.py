@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from interlude_fast.experiment.run import evaluate_run, train_run
+from interlude_fast.evaluation.evaluate import evaluate_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.methods.semisupcon import SemiSupCon, contrastive_loss
 from interlude_fast.models.prototypes import PrototypeNetwork
-from interlude_fast.train.loop import prepare
-from interlude_fast.train.step import compute_gradients
+from interlude_fast.training.setup import prepare
+from interlude_fast.training.step import compute_gradients
 from tests.helpers import small_config
 
 from .golden import close, exact_method, golden, make_batch
@@ -161,4 +162,4 @@ def test_steps_train_head_and_prototypes(variant: str, precision: Any) -> None:
 
 def test_a_run_can_be_evaluated_afterwards(tmp_path) -> None:
     result = train_run(small_config(method={"name": "semisupcon"}), tmp_path / "run")
-    assert evaluate_run(tmp_path / "run")["ema"] == result.scores["ema"]
+    assert evaluate_run(tmp_path / "run").scores == result.scores

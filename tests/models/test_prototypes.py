@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from interlude_fast.config import OptimConfig
-from interlude_fast.models import EmbeddingFusion, Shape, WideResNet
+from interlude_fast.models import EmbeddingFusion, Shape
 from interlude_fast.models.prototypes import PrototypeNetwork
-from interlude_fast.models.wideresnet import WideResNetOptions
-from interlude_fast.train.optim import parameter_groups
+from interlude_fast.models.wideresnet import WideResNet, WideResNetOptions
+from interlude_fast.options import OptimConfig
+from interlude_fast.training.optim import parameter_groups
 from tests.methods.golden import close, golden
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from interlude_fast.config import OptimConfig
 from interlude_fast.errors import ConfigError
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
-from interlude_fast.train.optim import parameter_groups
+from interlude_fast.options import OptimConfig
+from interlude_fast.training.optim import parameter_groups
 
 pytest.importorskip("timm")
 

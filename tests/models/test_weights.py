@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from interlude_fast.api import predict
 from interlude_fast.errors import ConfigError
-from interlude_fast.evaluation.predict import predict
-from interlude_fast.experiment.run import evaluate_run, train_run
+from interlude_fast.evaluation.evaluate import evaluate_run
+from interlude_fast.experiment.run import train_run
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
 from interlude_fast.models.prototypes import PrototypeNetwork
 from interlude_fast.models.weights import load_tensors
-from interlude_fast.train.loop import prepare
+from interlude_fast.training.setup import prepare
 from tests.helpers import SMALL, small_config, write_images
 
 WRN = {"depth": 10, "width": 1}
@@ -205,7 +206,7 @@ def test_a_run_starts_from_the_weights_of_another_and_then_has_its_own(
     first = train_run(small_config(), Path("first")).directory
     weights = first / "weights" / "ema.safetensors"
     config = small_config(model={**SMALL["model"], "weights": str(weights)}, train={"steps": 6})
-    assert prepare(config).config.model.options()["weights"] == tmp_path / weights
+    assert prepare(config).config.model.options.weights == tmp_path / weights
     run = prepare(config)
     for name, value in load_tensors(weights)[0].items():
         assert torch.equal(run.state.model.state_dict()[name], value)
@@ -217,6 +218,6 @@ def test_a_run_starts_from_the_weights_of_another_and_then_has_its_own(
     evaluate_run(second)
     train_run(config, second, resume=True)
     write_images(tmp_path, ["one.png"], (8, 8), "L")
-    assert len(predict(second, [tmp_path / "one.png"], "cpu").paths) == 1
+    assert len(predict(second, [tmp_path / "one.png"], device="cpu").paths) == 1
     with pytest.raises(ConfigError, match=r"ema\.safetensors does not exist"):
         prepare(config)

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from interlude_fast.errors import ConfigError
-from interlude_fast.models import EmbeddingFusion, Shape, WideResNet
-from interlude_fast.models.wideresnet import WideResNetOptions
+from interlude_fast.models import EmbeddingFusion, Shape
+from interlude_fast.models.wideresnet import WideResNet, WideResNetOptions
 
 
 def network(alpha: float = 0.0, classes: int = 10, channels: int = 3, **options: Any) -> WideResNet:
@@ -35,12 +34,12 @@ def test_four_stages_take_both_ways_of_counting_depth() -> None:
 
 @pytest.mark.parametrize(("depth", "stages"), [(11, 3), (37, 3), (12, 4)])
 def test_depths_that_no_network_has(depth: int, stages: int) -> None:
-    with pytest.raises(ConfigError, match=f"model.depth = {depth}"):
+    with pytest.raises(ValueError, match=f"model.depth = {depth}"):
         network(depth=depth, stages=stages)
 
 
 def test_fusion_stage_beyond_the_last() -> None:
-    with pytest.raises(ConfigError, match="fusion_stage = 4"):
+    with pytest.raises(ValueError, match="fusion_stage = 4"):
         network(depth=10, fusion_stage=4)
 
 

@@ -311,9 +311,10 @@ BAD: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "labels", {"labels": Tensor.int}),
     (ValueError, "labels", {"labels": lambda x: x[:, None]}),
     (ValueError, "labels", {"labels": lambda x: x[:0], "logits": lambda x: x[:0]}),
-    (ValueError, "mu", {"mu": 0}),
-    (ValueError, "mu", {"mu": -1}),
-    (ValueError, "mu", {"mu": 2}),
+    (ValueError, "^mu must be >= 1, got 0$", {"mu": 0}),
+    (ValueError, "^mu must be >= 1, got -1$", {"mu": -1}),
+    (ValueError, "^mu must be >= 1, got 0$", {"mu": 0, "logits": lambda x: x[:4]}),  # 2B(1+mu) rows
+    (ValueError, "^logits must have 2B", {"mu": 2}),
     (ValueError, "thresholds", {"thresholds": torch.ones(4)}),
     (TypeError, "thresholds", {"thresholds": torch.ones(5).long()}),
     (ValueError, "class_weights", {"class_weights": torch.ones(5, 1)}),
@@ -336,6 +337,12 @@ BAD_FACE = [
 @pytest.mark.parametrize(("error", "message", "changes"), BAD + BAD_FACE)
 def test_bad_arguments(device, error, message, changes):
     with pytest.raises(error, match=message):
+        fused(*change(example(device, (2, 3, 5)), changes))
+
+
+@pytest.mark.parametrize(("error", "message", "changes"), BAD + BAD_FACE)
+def test_bad_arguments_without_the_extension(device, error, message, changes):
+    with ops.use_reference(), pytest.raises(error, match=message):
         fused(*change(example(device, (2, 3, 5)), changes))
 
 

@@ -117,7 +117,7 @@ def test_equals_the_reference(device, dtype, lr, case):
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, True), (0.9, False), (0.0, False)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_torch_sgd_then_average_then_shrink(device, dtype, momentum, nesterov, shrink):
-    """As train/step.py and train/ema.py compute them, with torch's own first step, at a falling learning rate."""
+    """As training/step.py and training/ema.py compute them, with torch's own first step, at a falling rate."""
     fused = Lists(device, dtype)
     plain = [p.clone().requires_grad_() for p in fused.parameters]
     shadows = [p.clone() for p in fused.parameters]

@@ -1,33 +1,39 @@
-"""The data sets: a file each, and a line each in the table below."""
+"""The datasets: a file each, and a line each in the table below. From outside the package: register_dataset, or an
+entry point of an installed package in the group `interlude_fast.datasets`."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import Self
 
-from interlude_fast.config import DataConfig, Fit
-from interlude_fast.errors import ConfigError, DataError, nearest, unknown
+from interlude_fast.data.progress import Progress, Silent
+from interlude_fast.errors import ConfigError, DataError, nearest
+from interlude_fast.options import DataConfig, Fit, validate
+from interlude_fast.registry import Registry
 
-# name -> module with `load(options: DataConfig, progress) -> Dataset` and `USES`, the settings that it reads;
-# imported when asked for.
-DATASETS: dict[str, str] = {
-    "cifar10": "interlude_fast.data.datasets.cifar10",
-    "cifar100": "interlude_fast.data.datasets.cifar100",
-    "csv": "interlude_fast.data.datasets.csv_table",
-    "digits": "interlude_fast.data.datasets.digits",
-    "folder": "interlude_fast.data.datasets.folder",
-    "npz": "interlude_fast.data.datasets.npz",
-    "stl10": "interlude_fast.data.datasets.stl10",
-    "svhn": "interlude_fast.data.datasets.svhn",
-    "tmed2": "interlude_fast.data.datasets.tmed2",
-}
+# name -> module or object with `Options`, the DataConfig that it reads, and `load(options, context) -> Dataset`.
+DATASETS: Registry[Any] = Registry(
+    "dataset",
+    "interlude_fast.datasets",
+    {
+        "cifar10": "interlude_fast.data.datasets.cifar10",
+        "cifar100": "interlude_fast.data.datasets.cifar100",
+        "csv": "interlude_fast.data.datasets.csv_table",
+        "digits": "interlude_fast.data.datasets.digits",
+        "folder": "interlude_fast.data.datasets.folder",
+        "npz": "interlude_fast.data.datasets.npz",
+        "stl10": "interlude_fast.data.datasets.stl10",
+        "svhn": "interlude_fast.data.datasets.svhn",
+        "tmed2": "interlude_fast.data.datasets.tmed2",
+    },
+)
 
 UNLABELED = -1
 # What an image is for, as the data set says. "excluded": present and never used.
@@ -54,68 +60,30 @@ class Files:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """All images of a data set, one numbering for everything that refers to them.
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What is known of a dataset before an image of it is opened: all that a split and a method's options need.
 
     Attributes:
-        images: uint8 [N, S, S, C], C = 1 or 3; may be memory-mapped.
         labels: int64 [N] in [0, K), UNLABELED where there is none.
         parts: uint8 [N], TRAIN, VALIDATION, TEST or EXCLUDED.
         classes: the K class names.
-        mean, std: per channel, of images scaled to [0, 1].
-        flip: whether a mirrored image keeps its class.
         groups: [N] names, of images that belong together (a patient, a video), or None.
         folds: predefined choices of labeled images, indices each.
-        files: where the images come from, or None for arrays.
-        fit: how images of other shapes become square (data/images.py).
     """
 
     name: str
-    images: np.ndarray
     labels: np.ndarray
     parts: np.ndarray
     classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    flip: bool = True
     groups: np.ndarray | None = None
     folds: tuple[np.ndarray, ...] = ()
-    files: Files | None = field(default=None, repr=False)
-    fit: Fit = "crop"
-
-    @property
-    def size(self) -> int:
-        return int(self.images.shape[1])
-
-    @property
-    def channels(self) -> int:
-        return int(self.images.shape[-1])
 
     def indices(self, part: int) -> np.ndarray:
         """int64, of the images of a part."""
         return np.flatnonzero(self.parts == part)
 
-    @cached_property
-    def hashes(self) -> np.ndarray:
-        """[N], 16 hexadecimal digits an image: of its file's bytes, or of its pixels where there is no file."""
-        if self.files is not None:
-            return self.files.hashes
-        from interlude_fast.data.duplicates import image_hashes
-
-        return image_hashes(self.images)
-
-    @cached_property
-    def hash(self) -> str:
-        """Of everything that a split refers to: images in their order, labels, parts and classes; not the size
-        that files are resized to."""
-        whole = hashlib.sha256()
-        for part in (self.hashes, self.labels.astype("<i8"), self.parts):
-            whole.update(np.ascontiguousarray(part).data)
-        whole.update("\n".join(self.classes).encode("utf-8", "surrogateescape"))
-        return whole.hexdigest()
-
-    def check(self) -> Dataset:
+    def check(self) -> Self:
         """Itself, where it is consistent.
 
         Raises:
@@ -132,7 +100,7 @@ class Dataset:
             raise DataError(f"{self.name}: class '{empty[0]}' has no training image with a label")
         return self
 
-    def hide_classes(self, names: Sequence[str]) -> Dataset:
+    def hide_classes(self, names: Sequence[str]) -> Self:
         """Open set: the training images of these classes lose their labels, validation and test images of them
         are excluded, and the class numbers close up.
 
@@ -153,6 +121,53 @@ class Dataset:
         hidden = (labels == UNLABELED) & (self.labels != UNLABELED)
         parts = np.where(hidden & (self.parts != TRAIN), EXCLUDED, self.parts).astype(np.uint8)
         return replace(self, labels=labels, parts=parts, classes=tuple(self.classes[k] for k in kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset(Listing):
+    """All images of a dataset, one numbering for everything that refers to them.
+
+    Attributes:
+        images: uint8 [N, S, S, C], C = 1 or 3; may be memory-mapped.
+        mean, std: per channel, of images scaled to [0, 1].
+        flip: whether a mirrored image keeps its class.
+        files: where the images come from, or None for arrays.
+        fit: how images of other shapes become square (data/images.py).
+    """
+
+    images: np.ndarray
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+    files: Files | None = field(default=None, repr=False)
+    fit: Fit = "crop"
+
+    @property
+    def size(self) -> int:
+        return int(self.images.shape[1])
+
+    @property
+    def channels(self) -> int:
+        return int(self.images.shape[-1])
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """[N], 16 hexadecimal digits an image: of its file's bytes, or of its pixels where there is no file."""
+        if self.files is not None:
+            return self.files.hashes
+        from interlude_fast.data.duplicates import image_hashes
+
+        return image_hashes(self.images)
+
+    @cached_property
+    def hash(self) -> str:
+        """Of everything that a split refers to: images in their order, labels, parts and classes; not the size
+        that files are resized to."""
+        whole = hashlib.sha256()
+        for part in (self.hashes, self.labels.astype("<i8"), self.parts):
+            whole.update(np.ascontiguousarray(part).data)
+        whole.update("\n".join(self.classes).encode("utf-8", "surrogateescape"))
+        return whole.hexdigest()
 
 
 def from_arrays(
@@ -183,7 +198,7 @@ def from_parts(
     labels = np.concatenate([np.asarray(y, dtype=np.int64) for _, _, y in parts])
     if "mean" not in rest:
         rest["mean"], rest["std"] = pixel_statistics(first)
-    return Dataset(name, images, labels, kinds, tuple(classes), **rest)
+    return Dataset(name=name, images=images, labels=labels, parts=kinds, classes=tuple(classes), **rest)
 
 
 def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -198,29 +213,93 @@ def pixel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     return tuple(means), tuple(max(s, 1 / 255) for s in stds)  # a constant channel stays finite
 
 
-def load_dataset(options: DataConfig, progress: Any = None) -> Dataset:
-    """The data set that `options` names, checked, with its open-set classes hidden.
+def register_dataset(name: str, dataset: Any) -> Any:
+    """Make a dataset of your own known by name, to the configuration and the commands of this process.
 
     Args:
-        progress: where decoding is shown (data/progress.py); None shows nothing.
+        dataset: a module or an object with `Options`, DataConfig or a subclass, and `load(options, context)`,
+            which gives a Dataset (from_arrays and from_parts build one; data/files.py one of image files).
 
     Raises:
-        ConfigError: no such data set, or a setting that this one does not have.
+        ConfigError: the name is taken by another dataset, or one of the two is missing.
+    """
+    if not (isinstance(getattr(dataset, "Options", None), type) and callable(getattr(dataset, "load", None))):
+        raise ConfigError(
+            f"dataset '{name}' wants `Options`, a subclass of DataConfig, and `load(options, context)`"
+        )
+    return DATASETS.register(name, dataset)
+
+
+def dataset_options(values: dict[str, Any]) -> DataConfig:
+    """The `data` section, typed as the dataset that it names wants it.
+
+    Raises:
+        ConfigError: no such dataset, or a setting that this one does not have.
+    """
+    name = values.get("dataset", DataConfig.model_fields["dataset"].default)
+    if not isinstance(name, str):
+        raise ConfigError(f"data.dataset is a name, got {name!r}")
+    cls: type[DataConfig] = DATASETS.find(name).Options
+    for key in values.keys() - cls.model_fields.keys():
+        elsewhere = [other for other in DATASETS if key in DATASETS[other].Options.model_fields]
+        if not elsewhere:
+            continue  # unknown everywhere: validation says so
+        if values[key] == DATASETS[elsewhere[0]].Options.model_fields[key].default:  # as earlier versions wrote it
+            values = {k: v for k, v in values.items() if k != key}
+            continue
+        raise ConfigError(
+            f"data.{key} = {values[key]} means nothing to the dataset '{name}'; your own images: "
+            "--dataset folder, csv or npz"
+        )
+    options: DataConfig = validate(cls, values, "data")
+    return options
+
+
+@dataclass(frozen=True)
+class LoadContext:
+    """What a dataset's `load` may use.
+
+    Attributes:
+        progress: where decoding is shown.
+        check: to be called as soon as classes and labels are known, before an image is opened; raises where the
+            run's settings do not fit them. A dataset that has no images to decode need not call it.
+        check_shape: to be called with the listing, side and channels, before an image is decoded.
+    """
+
+    progress: Progress = field(default_factory=Silent)
+    check: Callable[[Listing], None] = lambda listing: None
+    check_shape: Callable[[Listing, int, int], None] = lambda listing, side, channels: None
+
+
+def load_dataset(
+    options: DataConfig, progress: Progress | None = None, context: LoadContext | None = None
+) -> Dataset:
+    """The dataset that `options` name, checked, with its open-set classes hidden.
+
+    Args:
+        options: of the dataset's own class (dataset_options).
+        progress: where decoding is shown; None shows nothing. context: instead of it.
+
+    Raises:
+        ConfigError: no such dataset, or a setting that does not fit its classes.
         DataError: its files are missing, incomplete or damaged.
     """
-    name = options.dataset
-    if name not in DATASETS:
-        raise unknown("data set", name, DATASETS)
-    module = importlib.import_module(DATASETS[name])
-    for key in DataConfig.OF_SOME_DATASETS:
-        if getattr(options, key) != DataConfig.model_fields[key].default and key not in module.USES:
-            raise ConfigError(
-                f"data.{key} = {getattr(options, key)} means nothing to the data set '{name}'; "
-                "your own images: --dataset folder, csv or npz"
-            )
-    dataset: Dataset = module.load(options, progress)
-    dataset = dataset.hide_classes(options.split.unknown_classes).check()
-    for key, asked in (("mean", options.mean), ("std", options.std)):
-        if asked is not None and len(asked) != dataset.channels:
-            raise ConfigError(f"data.{key} = {asked}: the images of {name} have {dataset.channels} channels")
+    context, hidden = context or LoadContext(progress or Silent()), options.split.unknown_classes
+
+    def check(listing: Listing) -> None:
+        context.check(listing.hide_classes(hidden).check())
+
+    def check_shape(listing: Listing, side: int, channels: int) -> None:
+        for key, asked in (("mean", options.mean), ("std", options.std)):
+            if asked is not None and len(asked) != channels:
+                raise ConfigError(
+                    f"data.{key} = {asked}: the images of {options.dataset} have {channels} channels"
+                )
+        context.check_shape(listing.hide_classes(hidden), side, channels)
+
+    inner = LoadContext(context.progress, check, check_shape)
+    dataset: Dataset = DATASETS.find(options.dataset).load(options, inner)
+    check(dataset)
+    check_shape(dataset, dataset.size, dataset.channels)
+    dataset = dataset.hide_classes(hidden)
     return replace(dataset, mean=tuple(options.mean or dataset.mean), std=tuple(options.std or dataset.std))

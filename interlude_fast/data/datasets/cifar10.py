@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from interlude_fast.options import RootConfig
 
-from interlude_fast.config import DataConfig
-
-from . import Dataset
+from . import Dataset, LoadContext
 from .torchvision_layout import load_pair
 
-USES = ("root",)
+Options = RootConfig
 FOLDER = "cifar-10-batches-py"
 FILES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta")
 WANTED = f"{', '.join(FILES)} (or cifar-10-python.tar.gz beside that folder)"
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: RootConfig, context: LoadContext | None = None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 32, 32, 3].
 
     Raises:

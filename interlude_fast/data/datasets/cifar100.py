@@ -3,20 +3,18 @@ a network allows."""
 
 from __future__ import annotations
 
-from typing import Any
+from interlude_fast.options import RootConfig
 
-from interlude_fast.config import DataConfig
-
-from . import Dataset
+from . import Dataset, LoadContext
 from .torchvision_layout import load_pair
 
-USES = ("root",)
+Options = RootConfig
 FOLDER = "cifar-100-python"
 FILES = ("train", "test", "meta")
 WANTED = f"{', '.join(FILES)} (or cifar-100-python.tar.gz beside that folder)"
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: RootConfig, context: LoadContext | None = None) -> Dataset:
     """50,000 training and 10,000 test images, uint8 [N, 32, 32, 3].
 
     Raises:

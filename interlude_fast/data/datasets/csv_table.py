@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.files import Record, dataset_from_files
 from interlude_fast.data.images import shown
 from interlude_fast.errors import ConfigError, DataError, nearest
+from interlude_fast.options import FilesConfig
 
-from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset
+from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, LoadContext
 
-USES = ("root", "size", "channels", "fit", "max_unreadable", "cache")
+Options = FilesConfig
 COLUMNS = ("path", "label", "group", "split")
 SPLITS = {"": TRAIN, "train": TRAIN, "unlabeled": TRAIN, "validation": VALIDATION, "val": VALIDATION, "test": TEST}
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: FilesConfig, context: LoadContext | None = None) -> Dataset:
     """Classes are the labels that occur, sorted (as numbers where all are).
 
     Raises:
@@ -48,7 +48,7 @@ def load(options: DataConfig, progress: Any = None) -> Dataset:
         )
         for row in rows
     ]
-    return dataset_from_files("csv", folder, records, classes, options, progress)
+    return dataset_from_files("csv", folder, records, classes, options, context)
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.split import choose
+from interlude_fast.options import DataConfig
 
-from . import Dataset, from_arrays
+from . import Dataset, LoadContext, from_arrays
 
-USES: tuple[str, ...] = ()
+Options = DataConfig
 TEST_IMAGES = 36  # of every class
 TEST_SEED = 1797  # a fixed split, whatever the run's seed
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: DataConfig, context: LoadContext | None = None) -> Dataset:
     """1,437 training and 360 test images, uint8 [N, 16, 16, 1]; the scans enlarged twice, bilinearly."""
     import sklearn.datasets
     from PIL import Image

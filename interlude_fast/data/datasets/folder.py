@@ -9,21 +9,32 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from interlude_fast.config import DataConfig
+from pydantic import Field
+
 from interlude_fast.data.files import Record, dataset_from_files, image_paths
 from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.options import AbsolutePath, FilesConfig
 
-from . import PARTS, TEST, TRAIN, UNLABELED, VALIDATION, Dataset
+from . import PARTS, TEST, TRAIN, UNLABELED, VALIDATION, Dataset, LoadContext
 
-USES = ("root", "labeled", "unlabeled", "test", "size", "channels", "fit", "max_unreadable", "cache")
 # Folders of a root that are parts, not classes, where one of TRAIN_NAMES is there.
 TRAIN_NAMES, UNLABELED_NAMES = ("train", "labeled"), ("unlabeled",)
 PART_NAMES = {TRAIN: TRAIN_NAMES, TEST: ("test",), VALIDATION: ("val", "valid", "validation")}
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+class FolderConfig(FilesConfig):
+    """Images in class folders: below one root, or in folders apart."""
+
+    labeled: AbsolutePath | None = Field(None, description="folder: images in class folders, instead of root")
+    unlabeled: AbsolutePath | None = Field(None, description="folder: images without labels, at any depth")
+    test: AbsolutePath | None = Field(None, description="folder: test images in class folders")
+
+
+Options = FolderConfig
+
+
+def load(options: FolderConfig, context: LoadContext | None = None) -> Dataset:
     """Images of any size, resized once (data/images.py); class names are folder names.
 
     Raises:
@@ -47,10 +58,10 @@ def load(options: DataConfig, progress: Any = None) -> Dataset:
         if not found:
             raise DataError(f"folder: no image in the unlabeled folder {unlabeled}")
         records += [Record(path, UNLABELED, TRAIN) for path in found if os.path.realpath(root / path) not in seen]
-    return dataset_from_files("folder", root, records, classes, options, progress)
+    return dataset_from_files("folder", root, records, classes, options, context)
 
 
-def _folders(options: DataConfig) -> tuple[dict[int, Path | None], Path | None]:
+def _folders(options: FolderConfig) -> tuple[dict[int, Path | None], Path | None]:
     """(part -> folder of class folders, folder of unlabeled images), links resolved."""
     if options.root and options.labeled:
         raise ConfigError("data.root and data.labeled both name the labeled images; give one")

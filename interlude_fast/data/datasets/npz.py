@@ -26,13 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.errors import ConfigError, DataError, nearest
+from interlude_fast.options import RootConfig
 
-from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, from_parts
+from . import TEST, TRAIN, UNLABELED, VALIDATION, Dataset, LoadContext, from_parts
 from .npy_dict import read_arrays
 
-USES = ("root",)
+Options = RootConfig
 # What an array is, for the part that it belongs to.
 KINDS = {
     "images": ("images", "image", "data", "x"),
@@ -64,7 +64,7 @@ NAMES = _names()
 Arrays = dict[tuple[str, str], np.ndarray]
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: RootConfig, context: LoadContext | None = None) -> Dataset:
     """Training, unlabeled, validation and test images in this order. Mean and standard deviation are those of the
     training images; views are flipped unless `augment.flip: false`.
 

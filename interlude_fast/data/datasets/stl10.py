@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from interlude_fast.config import DataConfig
 from interlude_fast.errors import DataError
+from interlude_fast.options import RootConfig
 
-from . import TEST, TRAIN, UNLABELED, Dataset, from_parts
+from . import TEST, TRAIN, UNLABELED, Dataset, LoadContext, from_parts
 from .torchvision_layout import DEFAULT_ROOT, open_dataset
 
-USES = ("root",)
+Options = RootConfig
 FOLDER = "stl10_binary"
 BINARY = (*(f"{part}_{kind}.bin" for part in ("train", "test") for kind in "Xy"), "unlabeled_X.bin")
 FILES = (*BINARY, "class_names.txt", "fold_indices.txt")
@@ -21,7 +20,7 @@ WANTED = f"{', '.join(FILES)} (or stl10_binary.tar.gz beside that folder)"
 SIDE = 96
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: RootConfig, context: LoadContext | None = None) -> Dataset:
     """5,000 training, 100,000 unlabeled and 8,000 test images in this order, uint8 [N, 96, 96, 3]; the ten
     predefined folds of 1,000 training images are `data.split.fold`. The images take 3.1 GB of memory, once.
 

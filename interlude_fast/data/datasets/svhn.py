@@ -3,17 +3,22 @@ a network allows."""
 
 from __future__ import annotations
 
-from typing import Any
+from pydantic import Field
 
-from interlude_fast.config import DataConfig
+from interlude_fast.options import RootConfig
 
-from . import TEST, TRAIN, Dataset, from_parts
+from . import TEST, TRAIN, Dataset, LoadContext, from_parts
 from .torchvision_layout import open_dataset
 
-USES = ("root", "extra")
+
+class SvhnConfig(RootConfig):
+    extra: bool = Field(False, description="svhn: the extra training images too")
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+Options = SvhnConfig
+
+
+def load(options: SvhnConfig, context: LoadContext | None = None) -> Dataset:
     """73,257 training and 26,032 test images, uint8 [N, 32, 32, 3], label = digit; with `data.extra: true`
     531,131 easier training images after the training ones.
 

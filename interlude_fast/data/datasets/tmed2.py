@@ -14,16 +14,15 @@ import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from interlude_fast.config import DataConfig
 from interlude_fast.data.files import Record, dataset_from_files
 from interlude_fast.data.images import refuse_unseen
 from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.options import FilesConfig
 
-from . import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, Dataset
+from . import EXCLUDED, TEST, TRAIN, UNLABELED, VALIDATION, Dataset, LoadContext
 
-USES = ("root", "size", "channels", "fit", "max_unreadable", "cache")
+Options = FilesConfig
 TABLE = "DEV56/TMED2_fold0_labeledpart.csv"
 COLUMNS = ("query_key", "view_label", "view_classifier_split", "SourceFolder")
 CLASSES = ("PLAX", "PSAX", "A4C", "A2C")  # in the order of the owners' code
@@ -32,7 +31,7 @@ SPLITS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 UNLABELED_FOLDER = "unlabeled_set"
 
 
-def load(options: DataConfig, progress: Any = None) -> Dataset:
+def load(options: FilesConfig, context: LoadContext | None = None) -> Dataset:
     """The four-view task, uint8 [N, 112, 112, 1], with training, validation and test images of its own and
     patients as groups. Pixels are not normalized. Views are not flipped, which would exchange the sides of the
     heart; the released InterLUDE code does flip: `augment.flip: true`.
@@ -46,7 +45,7 @@ def load(options: DataConfig, progress: Any = None) -> Dataset:
     root, channels = _table(options.root)[0], options.channels or 1
     options = options.model_copy(update={"size": options.size or 112, "channels": channels})
     mean, std = (0.0,) * channels, (1.0,) * channels
-    return dataset_from_files("tmed2", root, found, classes, options, progress, mean=mean, std=std, flip=False)
+    return dataset_from_files("tmed2", root, found, classes, options, context, mean=mean, std=std, flip=False)
 
 
 def records(root: Path) -> tuple[list[Record], tuple[str, ...]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 
 import torch
 
 from interlude_fast.data.augment import Policy
-from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.batch import RowOrder, View
 from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.sampler import Sampler
 from interlude_fast.data.split import Split
@@ -44,6 +45,14 @@ def choose_pipeline(wish: str, dataset: Dataset, device: torch.device) -> tuple[
     return ("resident", what) if fits else ("host", f"{what}: prefetched from the host")
 
 
+def check_pipeline(name: str, views: Sequence[View]) -> None:
+    """Raises ConfigError where a pipeline's package is not installed, or it does not make one of these views."""
+    if name != "auto":
+        check = getattr(importlib.import_module(PIPELINES[name]), "check", None)
+        if check is not None:
+            check(views)
+
+
 def build_pipeline(
     name: str,
     dataset: Dataset,
@@ -73,4 +82,4 @@ def build_pipeline(
     return pipeline
 
 
-__all__ = ["PIPELINES", "Ingredients", "Pipeline", "build_pipeline", "choose_pipeline"]
+__all__ = ["PIPELINES", "Ingredients", "Pipeline", "build_pipeline", "check_pipeline", "choose_pipeline"]

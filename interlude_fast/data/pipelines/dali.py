@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from interlude_fast.data.augment import ViewMaker, normalization_table
-from interlude_fast.data.batch import VIEWS, Batch
+from interlude_fast.data.batch import VIEWS, Batch, View
 from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.sampler import Plan, Sampler
 from interlude_fast.errors import ConfigError, DataError
@@ -188,14 +188,13 @@ class DaliPipeline:
         self.graph = None
 
 
-def build(made_of: Ingredients) -> DaliPipeline:
-    """The pipeline on the store's device.
+def check(views: Sequence[View]) -> Any:
+    """The module of the graph, where DALI is there and makes these views.
 
     Raises:
-        ConfigError: the method wants two views of a kind; DALI is not installed, or does not start on the device.
+        ConfigError: a method wants two views of a kind, or DALI is not installed or does not load.
     """
-    wanted = dict.fromkeys((*made_of.sampler.order.labeled_views, *made_of.sampler.order.unlabeled_views))
-    if second := [view for view in wanted if VIEWS.index(view) > 1]:
+    if second := [view for view in dict.fromkeys(views) if VIEWS.index(view) > 1]:
         raise ConfigError(
             "pipeline dali makes one weak and one strong view of an image, and this method wants "
             f"{' and '.join(second)} too: use --pipeline resident, host or torchvision"
@@ -206,6 +205,16 @@ def build(made_of: Ingredients) -> DaliPipeline:
         raise ConfigError("pipeline dali needs NVIDIA DALI: pip install 'interlude-fast[dali]'") from None
     except (ImportError, OSError) as error:  # its libraries
         raise ConfigError(f"pipeline dali: NVIDIA DALI does not load: {error}") from None
+    return dali_graph
+
+
+def build(made_of: Ingredients) -> DaliPipeline:
+    """The pipeline on the store's device.
+
+    Raises:
+        ConfigError: the method wants two views of a kind; DALI is not installed, or does not start on the device.
+    """
+    dali_graph = check((*made_of.sampler.order.labeled_views, *made_of.sampler.order.unlabeled_views))
     dataset, sampler = made_of.dataset, made_of.sampler
     device = sampler.store.device
     # Draws and tables are the host's: only its C channels and device count of this table.

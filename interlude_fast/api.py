@@ -1,0 +1,315 @@
+"""The front door: what the command line does, as functions. Keywords are the command line's flags."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from typing_extensions import TypedDict, Unpack
+
+from interlude_fast import config as configuration
+from interlude_fast.config import ExperimentConfig
+from interlude_fast.data.progress import Progress, RichProgress
+from interlude_fast.errors import ConfigError, nearest
+from interlude_fast.settings_files import nested, parse_assignment
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from interlude_fast.evaluation.predict import Predictions
+    from interlude_fast.evaluation.trained_model import TrainedModel
+    from interlude_fast.experiment.import_checkpoint import Imported
+    from interlude_fast.experiment.result import Result
+    from interlude_fast.sweeps.ablate import Ablation
+    from interlude_fast.sweeps.compare import Comparison
+    from interlude_fast.sweeps.seeds import Seeds
+
+Place = str | Path
+# More settings, as `--set` takes them: {"method.tau": 0.9} or ["method.tau=0.9"].
+Settings = Mapping[str, Any] | Sequence[str]
+
+# flag -> the setting that it overrides
+FLAGS = {
+    "dataset": "data.dataset",
+    "labels": "data.labels",
+    "data_root": "data.root",
+    "labeled": "data.labeled",
+    "unlabeled": "data.unlabeled",
+    "test": "data.test",
+    "split": "data.split.file",
+    "pipeline": "data.pipeline",
+    "method": "method.name",
+    "seed": "seed",
+    "steps": "train.steps",
+    "device": "train.device",
+    "precision": "train.precision",
+    "compile": "train.compile",
+    "capture": "train.capture",
+    "budget": "train.budget",
+}
+
+
+class Flags(TypedDict, total=False):
+    """Settings that have a flag of their own; None is as if it were not given.
+
+    dataset: digits (default), cifar10, cifar100, svhn, stl10, tmed2, folder, csv, npz, or a registered one.
+    labels: labeled images in all; default: the preset's, or all that have one.
+    data_root: folder or file of the dataset's local copy.
+    labeled, unlabeled, test: folders of your images; labeled and test ones in class folders.
+    split: a split to replay: split.json of a run, or what `data split` wrote.
+    pipeline: auto, resident, host, dali or torchvision.
+    method: interlude (default), fixmatch, supervised and others, or a registered one.
+    seed: labels, weights, batches and views all follow from it. steps: training steps.
+    device: auto, cpu, cuda or cuda:<i>. precision: auto, fp32, tf32, bf16 or fp16.
+    compile, capture: torch.compile, and the step as one CUDA graph; default: where they are faster.
+    budget: wall time, e.g. "30m" or seconds: the schedule is scaled to end in it.
+    """
+
+    dataset: str | None
+    labels: int | None
+    data_root: Place | None
+    labeled: Place | None
+    unlabeled: Place | None
+    test: Place | None
+    split: Place | None
+    pipeline: str | None
+    method: str | None
+    seed: int | None
+    steps: int | None
+    device: str | None
+    precision: str | None
+    compile: bool | None
+    capture: bool | None
+    budget: str | float | None
+
+
+def overrides(set: Settings = (), flags: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """`set`, then the flags that are given, as nested settings; later ones win.
+
+    Raises:
+        ConfigError: an unknown flag, or an assignment that is none.
+    """
+    if isinstance(set, Mapping):
+        asked = [nested(key, str(value) if isinstance(value, Path) else value) for key, value in set.items()]
+    else:
+        asked = [parse_assignment(text) for text in set]
+    for name, value in (flags or {}).items():
+        if name not in FLAGS:
+            raise ConfigError(f"unknown keyword '{name}'{nearest(name, FLAGS)}; other settings: set={{...}}")
+        if value is not None:
+            asked.append(nested(FLAGS[name], str(value) if isinstance(value, Path) else value))
+    return asked
+
+
+def load_config(config: Place | None = None, set: Settings = (), **flags: Unpack[Flags]) -> ExperimentConfig:
+    """The configuration that `train` would run, typed, with every default written out.
+
+    Args:
+        config: a YAML file. set: any setting, e.g. {"method.tau": 0.9}. flags: see Flags.
+
+    Raises:
+        ConfigError: an unknown setting, a value out of range, or settings that contradict each other.
+    """
+    return configuration.load(Path(config) if config else None, overrides(set, flags))
+
+
+def train(
+    *,
+    run_dir: Place | None = None,
+    resume: bool = False,
+    config: Place | None = None,
+    set: Settings = (),
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Result:
+    """Train one run. With no arguments: InterLUDE on the embedded digits, 40 labels.
+
+    Args:
+        run_dir: folder of the run, new; None chooses a free one under runs/.
+        resume: resume the run in `run_dir`, exactly.
+        config: a YAML file. set: any setting, e.g. {"method.tau": 0.9}.
+        quiet: show no progress. flags: see Flags, e.g. dataset="cifar10", labels=250.
+
+    Returns:
+        Result: `.error`, `.scores["test"]["ema"]`, `.directory`.
+
+    Raises:
+        InterludeError: one line that says what is wrong and what to do; nothing that exists is changed.
+    """
+    from interlude_fast.experiment import run as runs
+
+    directory, file = (Path(place) if place else None for place in (run_dir, config))
+    asked = overrides(set, flags)
+    wanted = runs.resume_config(directory, file, asked) if resume else configuration.load(file, asked)
+    return runs.train_run(wanted, directory, resume=resume, console=_console(quiet))
+
+
+def sweep(
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    seeds: Iterable[int] = (0,),
+    out: Place | None = None,
+    each: bool = False,
+    jobs: int | None = None,
+    resume: bool = False,
+    config: Place | None = None,
+    set: Settings = (),
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Ablation | Seeds:
+    """Train every combination of a grid with every seed, and write a table after every run. What `out` holds
+    already is not done again; a run that fails does not end the others (see `.failures`, `.raise_failures()`).
+
+    Args:
+        grid: setting -> values, e.g. {"method.alpha": [0, 0.1]}; None: one configuration with several seeds.
+        out: folder of the runs; with a grid it must be named.
+        each: the base configuration and every axis by itself, instead of all combinations.
+        jobs: runs at a time; None: one, or for seeds alone as many as the device holds.
+        resume: for seeds alone: the configuration of the runs in `out` is the base.
+        config, set, quiet, flags: as train takes them.
+
+    Raises:
+        InterludeError: before any training, where something in the grid, its data or `out` does not fit.
+    """
+    from interlude_fast.sweeps.ablate import ablate
+    from interlude_fast.sweeps.grid import Axis
+    from interlude_fast.sweeps.seeds import seed_configs, train_seeds
+
+    file, folder, console = Path(config) if config else None, Path(out) if out else None, _console(quiet)
+    asked = overrides(set, flags)
+    if grid is None:
+        if resume and folder is None:
+            raise ConfigError("--resume wants the folder of the runs to resume: --run-dir DIR --resume")
+        configs = seed_configs(list(seeds), asked, file, folder if resume else None)
+        return train_seeds(configs, folder, processes=jobs, console=console)
+    if folder is None:
+        raise ConfigError("a grid wants a folder for its runs: out=FOLDER")
+    axes = [Axis(key, tuple(values)) for key, values in grid.items()]
+    return ablate(axes, list(seeds), asked, folder, each=each, file=file, processes=jobs or 1, console=console)
+
+
+def compare(
+    methods: Sequence[str],
+    *,
+    seeds: Iterable[int] = (0,),
+    jobs: int = 1,
+    config: Place | None = None,
+    set: Settings = (),
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Comparison:
+    """Train several methods with the same labeled images and seeds, side by side.
+
+    Args:
+        methods: names. jobs: runs at a time. seeds, config, set, quiet, flags: as sweep takes them.
+
+    Raises:
+        InterludeError: before any training, where a run is not configured well or there are no test images.
+    """
+    from interlude_fast.sweeps import compare as comparison
+
+    file, asked = Path(config) if config else None, overrides(set, flags)
+    console = _console(quiet)
+    return comparison.compare(list(methods), list(seeds), asked, file=file, processes=jobs, console=console)
+
+
+def evaluate(
+    run: Place,
+    *,
+    network: Sequence[str] = (),
+    fgsm: Sequence[int] = (),
+    transfer: Mapping[str, Place] | None = None,
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Result:
+    """Evaluate the saved networks of a run on its test and validation images, and on others, in detail.
+
+    Args:
+        run: a run directory. network: "ema", "raw", "best_on_validation"; none: all that there are.
+        fgsm: pixel steps of the attack, e.g. [2, 4, 8].
+        transfer: name -> another test set: class folders, .csv or .npz.
+        flags: device, and where the data are now: data_root, labeled, unlabeled, test.
+
+    Raises:
+        InterludeError: not a finished run's folder, data that do not fit, or nothing to evaluate.
+    """
+    from interlude_fast.evaluation.evaluate import evaluate_run
+
+    places = {name: Path(place) for name, place in (transfer or {}).items()}
+    return evaluate_run(
+        *(Path(run), overrides((), flags)),
+        networks=network,
+        fgsm=fgsm,
+        transfer=places,
+        progress=_progress(quiet),
+    )
+
+
+def load_model(run: Place, network: str = "ema", device: str | None = None) -> TrainedModel:
+    """A run's network with its preprocessing: `.predict`, `.evaluate`, `.embed`.
+
+    Args:
+        network: "ema", "raw" or "best_on_validation". device: auto (default), cpu, cuda or cuda:<i>.
+
+    Raises:
+        InterludeError: not a finished run's folder, or no such network or device.
+    """
+    from interlude_fast.evaluation.trained_model import TrainedModel
+
+    return TrainedModel.load(Path(run), network, device)
+
+
+def predict(
+    run: Place,
+    images: Place | Sequence[Place] | np.ndarray,
+    *,
+    network: str = "ema",
+    device: str | None = None,
+    quiet: bool = False,
+) -> Predictions:
+    """Classify images with a run's network: `.labels`, `.probabilities`, `.to_csv()`.
+
+    Args:
+        images: a file or folder, several, or uint8 [N, H, W, C].
+        network, device: as load_model takes them.
+
+    Raises:
+        InterludeError: not a finished run's folder, a path that does not exist, or no image that can be read.
+    """
+    model = load_model(run, network, device)
+    several = [images] if isinstance(images, (str, Path)) else images
+    return model.predict(several, _progress(quiet))
+
+
+def import_checkpoint(
+    file: Place,
+    out: Place,
+    *,
+    config: Place | None = None,
+    set: Settings = (),
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Imported:
+    """Turn a checkpoint of InterLUDE's, TorchSSL's, USB's, Mixup-LR's or SemiMeta's released code into a run
+    directory: its weights, with the dataset and the settings named here. Nothing in the file is executed.
+
+    Args:
+        out: folder of the run that is made; it must not exist yet. config, set, flags: as train takes them.
+
+    Raises:
+        InterludeError: not such a file, or it does not fit the dataset.
+    """
+    from interlude_fast.experiment import import_checkpoint as importing
+
+    asked, base = overrides(set, flags), Path(config) if config else None
+    return importing.import_checkpoint(Path(file), asked, Path(out), config_file=base, progress=_progress(quiet))
+
+
+def _console(quiet: bool) -> Console:
+    return Console(stderr=True, quiet=quiet)
+
+
+def _progress(quiet: bool) -> Progress:
+    return RichProgress(_console(quiet))

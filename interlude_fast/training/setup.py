@@ -1,0 +1,281 @@
+"""From a configuration to a run that is ready to train: the one file that names every stage."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from interlude_fast.config import ExperimentConfig
+from interlude_fast.data.augment import Policy
+from interlude_fast.data.datasets import Dataset, LoadContext, load_dataset
+from interlude_fast.data.decode import cores
+from interlude_fast.data.eval_set import EvalSet, held_out_sets
+from interlude_fast.data.manifest import manifest, read_manifest, replay
+from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
+from interlude_fast.data.preprocessing import Preprocessing
+from interlude_fast.data.progress import Progress, Silent
+from interlude_fast.data.split import Split, draw_split, with_every_label
+from interlude_fast.methods import METHODS, Method, TaskInfo, build_method
+from interlude_fast.metrics import Scores, evaluate, predict_logits, pseudo_label_scores
+from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
+from interlude_fast.options import Precision
+
+from .checks import SettingChecks, TrainingChecks, check_machine, row_order
+from .device import float32_products, image_dtype, resolve_precision
+from .distributed import World
+from .optim import learning_rate_factor
+from .pace import BudgetPace, Pace
+from .parallel import SharedPace
+from .selection import Selection
+from .state import TrainState
+from .ways import Stepper, build_stepper
+
+# Settings that may differ when a run is resumed: they do not change what is computed, or, as the number of
+# processes and whether their batch norms are one, are those of a job and not of the run.
+FREE_TO_CHANGE = {
+    "train": {
+        *("device", "compile", "capture", "sync_batch_norm"),
+        *("log_every", "eval_every", "checkpoint_every", "eval_batch"),
+    },
+    "data": {"root", "labeled", "unlabeled", "test", "cache", "workers"},  # the split's hash tells other images
+}
+# Checkpoints are bound to a hash of the settings, which earlier versions wrote for every dataset alike, and
+# without those of later versions.
+ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
+ADDED_LATER = {"optim": {"ema_warmup": False}}
+PSEUDO_LABELED = 2000  # images whose pseudo labels an evaluation looks at
+
+
+def what_counts(config: ExperimentConfig) -> dict[str, Any]:
+    """The settings that a run's computation depends on. Pipelines with equal bytes are one."""
+    settings = config.model_dump(mode="json")
+    settings["data"] = {**ALWAYS_COUNTED, **settings["data"]}
+    for section, keys in FREE_TO_CHANGE.items():
+        settings[section] = {k: v for k, v in settings[section].items() if k not in keys}
+    for section, defaults in ADDED_LATER.items():
+        settings[section] = {k: v for k, v in settings[section].items() if k not in defaults or v != defaults[k]}
+    settings["data"]["pipeline"] = "dali" if settings["data"]["pipeline"] == "dali" else "any but dali"
+    settings["data"]["split"].pop("file")  # the run keeps the split itself
+    return settings
+
+
+@dataclass
+class Run:
+    """Everything that a configuration stands for, built and ready to train.
+
+    Attributes:
+        eval_sets: "test" and "validation" images, as far as there are some.
+    """
+
+    config: ExperimentConfig
+    device: torch.device
+    precision: Precision
+    dataset: Dataset
+    split: Split
+    eval_sets: dict[str, EvalSet]
+    pipeline: Pipeline
+    pipeline_choice: str
+    split_file: Path | None
+    state: TrainState
+    selection: Selection
+    stepper: Stepper
+    world: World
+    began: float = field(default_factory=time.monotonic)
+
+    def pace(self) -> Pace:
+        """What times the run; under a budget, an evaluation's length is judged by one batch of images."""
+        t = self.config.train
+        if t.budget is None:
+            return Pace(t, self.state)
+        pace = BudgetPace(t, self.state, self.began, self.evaluation_seconds())
+        return pace if self.world.size == 1 else SharedPace(pace)
+
+    def evaluation_seconds(self) -> float:
+        """About how long `evaluate` takes, judged by one batch of images; 0 where there are none."""
+        sizes, seconds = [], []
+        for images in itertools.islice(self._held_out_batches(), 2):  # the first one may allocate
+            began = time.perf_counter()
+            predict_logits(self.state.ema.model, [images], self.normalize).sum().item()
+            sizes.append(len(images))
+            seconds.append(time.perf_counter() - began)
+        images_in_all = sum(map(len, self.eval_sets.values()))
+        return len(self.networks()) * images_in_all * seconds[-1] / sizes[-1] if sizes else 0.0
+
+    def _held_out_batches(self) -> itertools.chain[Tensor]:
+        size = self.config.train.eval_batch
+        return itertools.chain.from_iterable(images.batches(size) for images in self.eval_sets.values())
+
+    @property
+    def normalize(self) -> Callable[[Tensor], Tensor]:
+        """uint8 [N, S, S, C] -> the network's input (Preprocessing.normalize)."""
+        return Preprocessing.of(self.dataset).normalize
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a checkpoint is bound to."""
+        return {**what_counts(self.config), "precision": self.precision}
+
+    def manifest(self) -> dict[str, Any]:
+        """The split as a file's content: that which was replayed, or this one."""
+        return manifest(self.dataset, self.split, self.config.data, self.config.seed, self.split_file)
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"raw": self.state.model, "ema": self.state.ema.model}
+
+    def evaluate(self) -> dict[str, dict[str, Scores]]:
+        """Images, "test" and "validation" as far as there are some -> network, "raw" and "ema" -> scores."""
+        size = self.config.train.eval_batch
+        with float32_products(self.precision):
+            return {
+                part: {
+                    name: evaluate(network, images.batches(size), images.labels, self.normalize)
+                    for name, network in self.networks().items()
+                }
+                for part, images in self.eval_sets.items()
+            }
+
+    def pseudo_labels(self) -> dict[str, float]:
+        """How good the raw network's pseudo labels are (metrics/pseudo_labels.py), on a sample of the images seen
+        without labels whose classes the dataset knows all the same; nothing where there are none."""
+        store = self.pipeline.sampler.store
+        hidden = store.unlabeled[
+            (store.all_labels[store.unlabeled] >= 0) & ~torch.isin(store.unlabeled, store.labeled)
+        ]
+        if not len(hidden):
+            return {}
+        count = min(len(hidden), PSEUDO_LABELED)
+        sample = hidden[torch.arange(count, device=hidden.device) * len(hidden) // count]  # over all of the pool
+        images = store.batches(sample, self.config.train.eval_batch)
+        logits = predict_logits(self.state.model, images, self.normalize)
+        return pseudo_label_scores(logits, store.all_labels[sample])
+
+
+def load_data(
+    config: ExperimentConfig,
+    progress: Progress | None = None,
+    split_file: Path | None = None,
+    checks: SettingChecks | None = None,
+) -> tuple[Dataset, Split]:
+    """Dataset and split of a configuration; `split_file`, a run's own, is replayed where it is given, as
+    data.split.file is; of the latter a method that trains with every label takes what is held out alone.
+
+    Args:
+        checks: of settings against the classes and the images' shape, before images are opened and decoded; None
+            checks the settings of the split alone.
+
+    Raises:
+        ConfigError, DataError: a setting, dataset or split file that does not fit.
+    """
+    file, checks = split_file or config.data.split.file, checks or SettingChecks(config)
+    checks.replayed = file is not None
+    if file:
+        read_manifest(file)
+    context = LoadContext(progress or Silent(), checks.with_classes, checks.with_shape)
+    dataset = load_dataset(config.data, context=context)
+    split = replay(file, dataset) if file else draw_split(dataset, config.data, config.seed)
+    if file and not split_file and METHODS.find(config.method.name).every_label:
+        split = with_every_label(dataset, split)
+    return dataset, split
+
+
+def view_policy(config: ExperimentConfig, dataset: Dataset) -> Policy:
+    """How the views of a dataset are drawn."""
+    a = config.augment
+    flip = dataset.flip if a.flip is None else a.flip
+    return Policy(flip, a.crop, a.n, a.m, a.cutout, a.paired == "shared", a.form)
+
+
+def task_info(config: ExperimentConfig, dataset: Dataset, split: Split) -> TaskInfo:
+    """What the method may know of a run."""
+    optim, steps = config.optim, config.train.steps
+    lowest, highest = (
+        tuple((end - m) / s for m, s in zip(dataset.mean, dataset.std, strict=True)) for end in (0.0, 1.0)
+    )
+    return TaskInfo(
+        len(dataset.classes),
+        len(split.unlabeled),
+        steps,
+        lowest,
+        highest,
+        lambda step: optim.lr * learning_rate_factor(optim, step, steps),
+    )
+
+
+def prepare(config: ExperimentConfig, progress: Progress | None = None, split_file: Path | None = None) -> Run:
+    """Build a run: dataset -> split -> store, sampler and pipeline -> model and method -> state. Settings are
+    judged first: those that need no data before anything is read, the others once classes and sizes are known.
+
+    Args:
+        split_file: a split to replay, whatever the configuration says. A run that is resumed names its own; its
+            weights are the caller's to load, so those that it started from are not read.
+
+    Raises:
+        ConfigError, DataError: a setting or a dataset that does not fit.
+    """
+    began, world, fresh = time.monotonic(), World.current(), split_file is None
+    device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh)
+    with world.first_here_then_others():
+        dataset, split = load_data(config, progress, split_file, checks)
+    t = config.train
+    precision = resolve_precision(t.precision, device, dataset.size)
+    method = build_method(config.method.name, config.method.options, task_info(config, dataset, split)).to(device)
+    assert checks.network is not None
+    model = checks.network.to(device).to(memory_format=torch.channels_last)
+    if t.sync_batch_norm and world.size > 1:
+        synchronize_batch_norms(model, device)
+    pipeline, why = _pipeline(config, dataset, split, method, world, device, precision)
+    state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
+    store = pipeline.sampler.store
+    if not method.every_label:  # whose split is its own, not the file's
+        split_file = split_file or config.data.split.file
+    return Run(
+        config=config,
+        device=device,
+        precision=precision,
+        dataset=dataset,
+        split=split,
+        eval_sets=held_out_sets(dataset, split, device, store.images if store.resident else None),
+        pipeline=pipeline,
+        pipeline_choice=why,
+        split_file=split_file,
+        state=state,
+        selection=Selection(t.select_by, t.select_network),
+        stepper=build_stepper(state, pipeline, t, precision, alone=world.size == 1),
+        world=world,
+        began=began,
+    )
+
+
+def _pipeline(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    split: Split,
+    method: Method,
+    world: World,
+    device: torch.device,
+    precision: Precision,
+) -> tuple[Pipeline, str]:
+    """The pipeline, and in words which one and why."""
+    name, why = choose_pipeline(config.data.pipeline, dataset, device)
+    # Methods that run the network on groups of rows get all of them, and the network shares each group.
+    shared, workers = method.forwards == "together", config.data.workers
+    pipeline = build_pipeline(
+        name,
+        dataset,
+        split,
+        row_order(config, method),
+        view_policy(config, dataset),
+        seed=config.seed,
+        device=device,
+        dtype=image_dtype(precision),
+        workers=cores() // world.local_size if workers is None and world.size > 1 else workers,
+        rank=world.rank if shared else 0,
+        world=world.size if shared else 1,
+    )
+    return pipeline, f"{name} ({why})"

@@ -1,5 +1,5 @@
 // SGD with momentum and weight decay, the moving average of the weights and the shrink after it: one element.
-// The order of operations is torch.optim.SGD's, then that of train/ema.py.
+// The order of operations is torch.optim.SGD's, then that of training/ema.py.
 #pragma once
 
 #include "hd.h"

@@ -92,9 +92,11 @@ def overrides(set: Settings = (), flags: Mapping[str, Any] | None = None) -> lis
         ConfigError: an unknown flag, or an assignment that is none.
     """
     if isinstance(set, Mapping):
+        if strange := [key for key in set if not isinstance(key, str)]:
+            raise ConfigError(f"set: a setting has a name such as 'method.tau', got {strange[0]!r}")
         asked = [nested(key, str(value) if isinstance(value, Path) else value) for key, value in set.items()]
     else:
-        asked = [parse_assignment(text) for text in set]
+        asked = [parse_assignment(text) for text in ([set] if isinstance(set, str) else set)]
     for name, value in (flags or {}).items():
         if name not in FLAGS:
             raise ConfigError(f"unknown keyword '{name}'{nearest(name, FLAGS)}; other settings: set={{...}}")
@@ -149,7 +151,7 @@ def train(
 def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     *,
-    seeds: Iterable[int] = (0,),
+    seeds: int | Iterable[int] = (0,),
     out: Place | None = None,
     each: bool = False,
     jobs: int | None = None,
@@ -174,26 +176,30 @@ def sweep(
         InterludeError: before any training, where something in the grid, its data or `out` does not fit.
     """
     from interlude_fast.sweeps.ablate import ablate
-    from interlude_fast.sweeps.grid import Axis
+    from interlude_fast.sweeps.grid import SHORT, Axis
     from interlude_fast.sweeps.seeds import seed_configs, train_seeds
 
     file, folder, console = Path(config) if config else None, Path(out) if out else None, _console(quiet)
-    asked = overrides(set, flags)
+    asked, seeds = overrides(set, flags), [seeds] if isinstance(seeds, int) else list(seeds)
+    if each and grid is None:
+        raise ConfigError("each varies one axis of a grid at a time: give a grid")
+    if resume and grid is not None:
+        raise ConfigError("a grid is resumed by the same call; resume is for seeds alone")
     if grid is None:
         if resume and folder is None:
             raise ConfigError("--resume wants the folder of the runs to resume: --run-dir DIR --resume")
-        configs = seed_configs(list(seeds), asked, file, folder if resume else None)
+        configs = seed_configs(seeds, asked, file, folder if resume else None)
         return train_seeds(configs, folder, processes=jobs, console=console)
     if folder is None:
         raise ConfigError("a grid wants a folder for its runs: out=FOLDER")
-    axes = [Axis(key, tuple(values)) for key, values in grid.items()]
-    return ablate(axes, list(seeds), asked, folder, each=each, file=file, processes=jobs or 1, console=console)
+    axes = [Axis(SHORT.get(key, key), _several(key, values)) for key, values in grid.items()]
+    return ablate(axes, seeds, asked, folder, each=each, file=file, processes=jobs or 1, console=console)
 
 
 def compare(
     methods: Sequence[str],
     *,
-    seeds: Iterable[int] = (0,),
+    seeds: int | Iterable[int] = (0,),
     jobs: int = 1,
     config: Place | None = None,
     set: Settings = (),
@@ -210,19 +216,25 @@ def compare(
     """
     from interlude_fast.sweeps import compare as comparison
 
-    file, asked = Path(config) if config else None, overrides(set, flags)
-    console = _console(quiet)
-    return comparison.compare(list(methods), list(seeds), asked, file=file, processes=jobs, console=console)
+    if flags.get("method") is not None:
+        raise ConfigError("compare takes the names of methods, in its first argument, and no method beside them")
+    file, asked, console = Path(config) if config else None, overrides(set, flags), _console(quiet)
+    seeds, names = [seeds] if isinstance(seeds, int) else list(seeds), _several("methods", methods)
+    return comparison.compare(list(names), seeds, asked, file=file, processes=jobs, console=console)
 
 
 def evaluate(
     run: Place,
     *,
-    network: Sequence[str] = (),
-    fgsm: Sequence[int] = (),
+    network: str | Sequence[str] = (),
+    fgsm: int | Sequence[int] = (),
     transfer: Mapping[str, Place] | None = None,
+    device: str | None = None,
+    data_root: Place | None = None,
+    labeled: Place | None = None,
+    unlabeled: Place | None = None,
+    test: Place | None = None,
     quiet: bool = False,
-    **flags: Unpack[Flags],
 ) -> Result:
     """Evaluate the saved networks of a run on its test and validation images, and on others, in detail.
 
@@ -230,7 +242,8 @@ def evaluate(
         run: a run directory. network: "ema", "raw", "best_on_validation"; none: all that there are.
         fgsm: pixel steps of the attack, e.g. [2, 4, 8].
         transfer: name -> another test set: class folders, .csv or .npz.
-        flags: device, and where the data are now: data_root, labeled, unlabeled, test.
+        device: auto, cpu, cuda or cuda:<i>; None: the run's own.
+        data_root, labeled, unlabeled, test: where the data are now.
 
     Raises:
         InterludeError: not a finished run's folder, data that do not fit, or nothing to evaluate.
@@ -238,10 +251,11 @@ def evaluate(
     from interlude_fast.evaluation.evaluate import evaluate_run
 
     places = {name: Path(place) for name, place in (transfer or {}).items()}
+    now = {"device": device, "data_root": data_root, "labeled": labeled, "unlabeled": unlabeled, "test": test}
     return evaluate_run(
-        *(Path(run), overrides((), flags)),
-        networks=network,
-        fgsm=fgsm,
+        *(Path(run), overrides((), now)),
+        networks=[network] if isinstance(network, str) else network,
+        fgsm=[fgsm] if isinstance(fgsm, int) else fgsm,
         transfer=places,
         progress=_progress(quiet),
     )
@@ -278,9 +292,7 @@ def predict(
     Raises:
         InterludeError: not a finished run's folder, a path that does not exist, or no image that can be read.
     """
-    model = load_model(run, network, device)
-    several = [images] if isinstance(images, (str, Path)) else images
-    return model.predict(several, _progress(quiet))
+    return load_model(run, network, device).predict(images, _progress(quiet))
 
 
 def import_checkpoint(
@@ -305,6 +317,13 @@ def import_checkpoint(
 
     asked, base = overrides(set, flags), Path(config) if config else None
     return importing.import_checkpoint(Path(file), asked, Path(out), config_file=base, progress=_progress(quiet))
+
+
+def _several(name: str, values: Any) -> tuple[Any, ...]:
+    """Raises ConfigError for one value where several are to be given."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name} wants a list of values, got {values!r}")
+    return tuple(values)
 
 
 def _console(quiet: bool) -> Console:

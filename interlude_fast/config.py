@@ -175,10 +175,12 @@ def load(
 
 def _layers(file: Path | None, overrides: Iterable[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """(what the user asks for, the preset below it, where that is from in words)."""
-    of_file, is_preset = read_user_file(file, DEFAULT_METHOD) if file else ({}, False)
-    asked = {} if is_preset else of_file
+    over: dict[str, Any] = {}
     for values in overrides:
-        asked = merge(asked, values)
+        over = merge(over, values)
+    named = _section(over, "method", "name").get("name")
+    of_file, is_preset = read_user_file(file, DEFAULT_METHOD, named) if file else ({}, False)
+    asked = over if is_preset else merge(of_file, over)
     data, method = (_section(asked, key, example) for key, example in (("data", "dataset"), ("method", "name")))
     if "dataset" not in data and any(data.get(key) for key in ("labeled", "unlabeled", "test")):
         asked = merge(asked, {"data": {"dataset": "folder"}})
@@ -225,6 +227,12 @@ def unread_settings(asked: dict[str, Any], under: dict[str, Any], config: Experi
     if not method.fuses(config.method.options):
         keys = [key for key in type(config.model.options).model_fields if key.startswith("fusion_")]
         rules[f"where {name} fuses no embeddings"] = [f"model.{key}" for key in keys]
+    if method.every_label:
+        rules[f"to {name}, which trains with every label"] = [
+            "data.labels",
+            "data.split.kind",
+            "data.split.counts",
+        ]
     sections: dict[str, type[Strict]] = {"train": TrainConfig, "data": DataConfig, "augment": AugmentConfig}
     sections["model"] = type(config.model.options)
     defaults: dict[str, Any] = {
@@ -238,7 +246,7 @@ def unread_settings(asked: dict[str, Any], under: dict[str, Any], config: Experi
             value = find_setting(asked, key)
             default = find_setting(under, key) or find_setting(defaults, key)
             if value and value != default and value != [None]:
-                found[key] = f"{key} = {value[0]} means nothing {because}; drop it"
+                found[key] = f"{key} = {value[0]} means nothing {because}; drop it, or set it to {default[0]}"
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -19,6 +19,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -36,6 +37,8 @@ _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def _seconds(value: Any) -> Any:
     """90, "90", "90s", "1.5m", "1h30m" -> seconds; anything else as it is, for pydantic to refuse."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is no number")
     if not isinstance(value, str):
         return value
     parts = re.fullmatch(r"(?:[0-9.]+[smhd])*(?:[0-9.]+)?", value.strip())
@@ -59,8 +62,20 @@ class Strict(BaseModel):
     def refuse_unread(self, because: str, *names: str) -> None:
         """For validators: fields that are not at their defaults although nothing reads them."""
         for name in names:
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} = {getattr(self, name)} means nothing {because}; drop it")
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} means nothing {because}; drop it, or set it to {default}"
+                )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name or ""].annotation
+        kinds = {annotation, *get_args(annotation)}
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError(f"{str(value).lower()} is no number")
+        return value
 
 
 class SplitConfig(Strict):
@@ -235,7 +250,8 @@ class OptimConfig(Strict):
             )
         if self.milestones and self.schedule != "steps":
             raise ConfigError(
-                f"optim.milestones are read by optim.schedule = steps, not {self.schedule}; drop them"
+                f"optim.milestones are read by optim.schedule = steps, not {self.schedule}; drop them, or set "
+                "them to []"
             )
         return self
 

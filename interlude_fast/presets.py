@@ -56,13 +56,20 @@ def _published(folder: Path, method: str, labels: int | None) -> Path | None:
     return folder / f"{method}-{min(counts, key=lambda count: abs(math.log(count / labels)))}.yaml"
 
 
-def read_user_file(file: Path, default_method: str) -> tuple[dict[str, Any], bool]:
+def read_user_file(file: Path, default_method: str, method: str | None = None) -> tuple[dict[str, Any], bool]:
     """A user's file, and whether it is one of `configs/`. Between such a file and the base.yaml that it extends
-    lie the defaults of its method, as where `preset` finds it."""
+    lie the defaults of its method, as where `preset` finds it.
+
+    Args:
+        method: that which is asked for instead of the file's; it then trains as its own paper does.
+    """
     values = read_yaml(file)
     if not file.resolve().is_relative_to(configs_folder().resolve()):
         return values, False
-    own = training_defaults((values.get("method") or {}).get("name", default_method))
+    of_file = (values.get("method") or {}).get("name", default_method)
+    own = training_defaults(method or of_file)
+    if method not in (None, of_file):
+        return merge(values, own), True
     base_file = file.parent / "base.yaml"
     if file.name == base_file.name or not base_file.is_file():
         return merge(values, own), True

@@ -36,6 +36,11 @@ class Registry(Mapping[str, Part], Generic[Part]):
         self._parts[name] = part
         return part
 
+    def loadable(self) -> dict[str, Part]:
+        """Built-in and registered parts by name, without those that only an entry point offers: another package
+        that does not load is no concern of this run."""
+        return {name: self.find(name) for name in sorted({*self._built_in, *self._parts})}
+
     def registered(self, name: str) -> Part | None:
         """The part of this name where this process alone knows it, by `register`; else None."""
         return None if name in self._built_in or self._offered(name) else self._parts.get(name)

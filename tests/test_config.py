@@ -122,7 +122,7 @@ def test_bad_settings_get_one_line(text: str, message: str) -> None:
 def test_settings_that_nothing_reads_are_refused(settings: dict, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(None, [settings])
-    assert str(caught.value) == line
+    assert str(caught.value).startswith(line)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ import torch
 from PIL import Image
 
 import interlude_fast as il
-from interlude_fast import api
+from interlude_fast import api, registry
 from interlude_fast.cli import settings
+from interlude_fast.config import from_dict
 from interlude_fast.data import datasets as dataset_registry
 from interlude_fast.data.datasets import LoadContext, from_arrays
-from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.errors import ConfigError, DataError, InterludeError
 from interlude_fast.models import NETWORKS
 from tests.helpers import SMALL
 
@@ -174,6 +176,46 @@ def test_a_dataset_and_a_network_of_ones_own(monkeypatch: pytest.MonkeyPatch) ->
         il.register_network("wideresnet", Flat)
     with pytest.raises(ConfigError, match="wants `Options`"):
         il.register_dataset("nothing", object())
+
+
+def test_what_does_not_fit_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    small(run_dir="run")
+    model = il.load_model("run", device="cpu")
+    grey = np.zeros((24, 24), np.uint8)
+    for call, message in (
+        (lambda: il.evaluate("run", network="emaa"), "unknown network of a run 'emaa'"),
+        (lambda: il.evaluate("run", fgsm=[-3]), "whole numbers from 1 to 255"),
+        (lambda: il.load_model("run", device="gpu"), "device 'gpu' is none of auto"),
+        (lambda: model.predict(grey), "images are uint8 24x24"),
+        (lambda: model.predict(np.zeros((2, 8, 8, 3))), "images are float64"),
+        (lambda: model.predict([grey]), "stack several arrays"),
+        (lambda: model.embed("nowhere"), "nowhere does not exist"),
+        (lambda: il.load_config(set={5: 3}), "a setting has a name"),
+        (lambda: il.load_config(steps=True), "true is no number"),
+        (lambda: il.load_config(budget=True), "true is no number"),
+        (lambda: il.sweep({"method.alpha": 0.1}, out="o"), "method.alpha wants a list of values, got 0.1"),
+        (lambda: il.sweep({"method.name": "fixmatch"}, out="o"), "wants a list of values"),
+        (lambda: il.sweep(each=True), "give a grid"),
+        (lambda: il.sweep({"alpha": [0]}, out="o", resume=True), "resume is for seeds alone"),
+        (lambda: il.compare("fixmatch"), "methods wants a list of values"),
+        (lambda: il.compare(["fixmatch"], method="vat"), "no method beside them"),
+        (lambda: il.register_method("x", object()), "wants a subclass of Method"),
+        (lambda: il.register_network("x", object()), "wants a subclass of Network"),
+        (lambda: il.train(method="fully_supervised", labels=30), r"data\.labels = 30 means nothing"),
+    ):
+        with pytest.raises(InterludeError, match=message) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert il.load_config(set="method.tau=0.8").method.options.tau == 0.8
+
+
+def test_a_package_that_does_not_load_is_no_concern_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = EntryPoint("broken", "nowhere:Nothing", "interlude_fast.datasets")
+    monkeypatch.setattr(
+        registry, "entry_points", lambda group, name=None: [broken] if group == broken.group else []
+    )
+    old = {"data": {"dataset": "digits", "labels": 40, "extra": False, "size": None, "fit": "crop"}}
+    assert from_dict(old).data.labels == 40
 
 
 def test_a_run_without_held_out_images_has_no_error(tmp_path: Path) -> None:

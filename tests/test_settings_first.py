@@ -9,11 +9,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import interlude_fast as il
 from interlude_fast.cli.main import main
 from interlude_fast.config import load
 from interlude_fast.data import decode, files
 from interlude_fast.errors import InterludeError
 from interlude_fast.experiment.run import train_run
+from interlude_fast.models import EmbeddingFusion, Shape, build_model
 from interlude_fast.settings_files import parse_assignment
 from interlude_fast.training.checkpoint import save_tensors
 from interlude_fast.training.setup import prepare
@@ -179,17 +181,49 @@ def test_the_command_line_ends_with_one_line(photos: Path, monkeypatch: pytest.M
     assert not (photos.parent / "runs").exists()
 
 
+MANY = [
+    ("data.split.test=0.3", {"data.labels": [6, 7]}, "7 labels do not divide"),
+    ("data.split.test=0.3", {"train.mu": [2, 1000]}, "mu = 1000, but there are only"),
+    ("data.split.test=0.3", {"method.tau": [[0.9, 0.8]]}, "must be 3 numbers"),
+    ("data.labels=6", {"train.mu": [2]}, "has no test images"),
+]
+
+
+@pytest.mark.parametrize(("text", "grid", "message"), MANY)
+@pytest.mark.usefixtures("sealed")
+def test_many_runs_are_judged_before_any(text: str, grid: dict, message: str, photos: Path) -> None:
+    given: dict[str, Any] = {"dataset": "folder", "data_root": photos, "device": "cpu", "quiet": True}
+    given["set"] = [*text.split(), f"data.cache={photos.parent}/cache"]
+    with pytest.raises(InterludeError, match=message):
+        il.sweep(grid, out=photos.parent / "grid", **given)
+    assert not (photos.parent / "cache").exists()
+
+
+@pytest.mark.usefixtures("sealed")
+def test_comparisons_and_imports_too(photos: Path) -> None:
+    given: dict[str, Any] = {"dataset": "folder", "data_root": photos, "device": "cpu", "quiet": True}
+    with pytest.raises(InterludeError, match="no test images to compare on"):
+        il.compare(["interlude", "fixmatch"], set=[f"data.cache={photos.parent}/cache"], **given)
+    network = build_model("wideresnet", {"depth": 10, "width": 1}, Shape(10), EmbeddingFusion())
+    torch.save({"model": network.state_dict()}, photos.parent / "theirs.pth")
+    with pytest.raises(InterludeError, match="tells 10 classes apart, but folder has 3"):
+        il.import_checkpoint(photos.parent / "theirs.pth", photos.parent / "imported", **given)
+
+
 def test_settings_are_typed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """From the command line to the loss nothing is validated a second time."""
-    from interlude_fast import config as configuration
+    from interlude_fast import methods
     from tests.helpers import flags
 
-    typed = []
-    original = configuration.resolve_method_options
-    monkeypatch.setattr(
-        configuration, "resolve_method_options", lambda *given: typed.append(given) or original(*given)
-    )
+    typed: list[dict[str, Any]] = []
+    original = methods.validate
+
+    def counted(cls: type, values: dict[str, Any], where: str = "") -> Any:
+        typed.append(values)
+        return original(cls, values, where)
+
+    monkeypatch.setattr(methods, "validate", counted)
     more = ["--set", "method.tau=0.8", "--device", "cpu", "--run-dir", str(tmp_path / "run")]
     result = CliRunner().invoke(main, ["train", *flags(), *more])
     assert result.exit_code == 0, result.output
-    assert [values["tau"] for _, values in typed] == [0.8]
+    assert [values["tau"] for values in typed] == [0.8]

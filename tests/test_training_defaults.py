@@ -12,7 +12,7 @@ from interlude_fast.config import ExperimentConfig, load
 from interlude_fast.errors import ConfigError
 from interlude_fast.experiment.run import train_run
 from interlude_fast.methods import METHODS
-from interlude_fast.settings_files import find_setting
+from interlude_fast.settings_files import configs_folder, find_setting
 from tests.helpers import SMALL, small_config
 
 
@@ -26,6 +26,18 @@ def test_mixup_lr_has_its_optimizer_and_one_unlabeled_image_a_labeled_one(datase
     o = config.optim
     assert (o.name, o.lr, o.weight_decay, o.shrink, o.schedule) == ("adam", 0.002, 0, 0.02, "constant")
     assert config.train.mu == 1
+
+
+def test_another_method_than_that_of_a_preset_file_trains_as_its_own_paper_does() -> None:
+    folder = configs_folder()
+    for file, method, name, mu, ema in (
+        ("cifar10/interlude-250.yaml", "mixup_lr", "adam", 1, 0.999),
+        ("cifar10/base.yaml", "mixmatch", "sgd", 1, 0.999),
+        ("digits/interlude-40.yaml", "semimeta", "sgd", 1, 0),
+        ("folder/base.yaml", "semimeta", "sgd", 1, 0),
+    ):
+        config = load(folder / file, [{"method": {"name": method}}])
+        assert (config.optim.name, config.train.mu, config.optim.ema_decay) == (name, mu, ema)
 
 
 def test_a_label_count_without_a_file_takes_the_nearest_published_setting() -> None:

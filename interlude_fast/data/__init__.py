@@ -1,1 +1,1 @@
-"""From images to batches: sources -> store -> split -> sampler -> augment -> batch, and the pipelines."""
+"""From images to batches: datasets -> store -> split -> sampler -> augment -> batch, and the pipelines."""

@@ -40,7 +40,7 @@ class LabeledImages:
 
 
 def labeled_images(path: Path) -> LabeledImages:
-    """A folder of class folders, a .csv table (path,label[,split]), or .npz or .npy arrays, as those sources read
+    """A folder of class folders, a .csv table (path,label[,split]), or .npz or .npy arrays, as those datasets read
     them. Of a table or arrays with test images these alone count, else every image with a label.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import Any
 
 from interlude_fast.config import merge_config
 from interlude_fast.data.eval_set import HELD_OUT, EvalSet
-from interlude_fast.data.labeled import labeled_images
+from interlude_fast.data.labeled import LabeledImages, labeled_images
 from interlude_fast.data.progress import Progress
-from interlude_fast.errors import ConfigError, DataError
+from interlude_fast.errors import ConfigError, DataError, unknown
 from interlude_fast.experiment.result import Result
 from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.metrics import Scores, fgsm_errors
@@ -45,7 +45,8 @@ def evaluate_run(
         DataError: a transfer set that does not fit, or there is nothing to evaluate.
     """
     began, transfer = time.perf_counter(), transfer or {}
-    _check_names(transfer)
+    _check_asked(networks, fgsm, transfer)
+    elsewhere = {name: _labeled(name, place) for name, place in transfer.items()}
     folder = RunDirectory.open(path)
     config = merge_config(folder.config(), overrides or ())
     models = _models(path, folder, networks, config.train.device)
@@ -66,8 +67,8 @@ def evaluate_run(
     }
     errors = {name: _attack(model, eval_sets[on], fgsm) for name, model in models.items()} if fgsm else {}
     skipped = {}
-    for name, place in transfer.items():
-        scores[name], skipped[name] = _transfer(name, place, models, progress)
+    for name, images in elsewhere.items():
+        scores[name], skipped[name] = _transfer(name, transfer[name], images, models, progress)
     file = folder.weights(BY_VALIDATION)
     return Result(
         directory=path,
@@ -81,7 +82,12 @@ def evaluate_run(
     )
 
 
-def _check_names(transfer: Mapping[str, Path]) -> None:
+def _check_asked(networks: Sequence[str], fgsm: Sequence[int], transfer: Mapping[str, Path]) -> None:
+    for network in networks:
+        if network not in NETWORKS:
+            raise unknown("network of a run", network, NETWORKS)
+    if not all(isinstance(step, int) and 1 <= step <= 255 for step in fgsm):
+        raise ConfigError(f"FGSM steps are whole numbers from 1 to 255, got {list(fgsm)}")
     for name in transfer:
         if name in HELD_OUT:
             raise ConfigError(
@@ -101,12 +107,22 @@ def _attack(model: TrainedModel, images: EvalSet, steps: Sequence[int]) -> dict[
         return fgsm_errors(model.network, batches, images.labels, model.preprocessing.normalize, steps)
 
 
+def _labeled(name: str, place: Path) -> LabeledImages:
+    try:
+        return labeled_images(place)
+    except DataError as error:
+        raise DataError(f"transfer set '{name}', {place}: {error}") from None
+
+
 def _transfer(
-    name: str, place: Path, models: Mapping[str, TrainedModel], progress: Progress | None
+    name: str,
+    place: Path,
+    images: LabeledImages,
+    models: Mapping[str, TrainedModel],
+    progress: Progress | None,
 ) -> tuple[dict[str, Scores], list[tuple[str, str]]]:
     """(network -> scores in detail, files that could not be read)."""
     try:
-        images = labeled_images(place)
         found = {network: model.evaluate_files(images, progress) for network, model in models.items()}
     except DataError as error:
         raise DataError(f"transfer set '{name}', {place}: {error}") from None

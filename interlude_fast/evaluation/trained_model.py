@@ -36,6 +36,7 @@ CHUNK = 256  # images in memory at a time, before and after they are resized
 NETWORKS = ("ema", "raw", BY_VALIDATION)
 
 Images = Sequence[Path] | np.ndarray
+Given = str | Path | Sequence[str | Path] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,16 @@ class TrainedModel:
         wish = "auto" if wish == "tf32" and self.device.type == "cpu" else wish
         return resolve_precision(wish, self.device, self.preprocessing.size)
 
-    def predict(self, images: Sequence[Path | str] | np.ndarray, progress: Progress | None = None) -> Predictions:
+    def predict(self, images: Given, progress: Progress | None = None) -> Predictions:
         """Classes and probabilities. A prediction depends on its image alone.
 
         Args:
-            images: files and folders, or uint8 [N, H, W, C] with C = 1 or 3, [N, H, W] for grey ones.
+            images: a file or folder, several, or uint8 [N, H, W, C] with C = 1 or 3, [N, H, W] for grey ones.
 
         Raises:
-            DataError: a path does not exist, or no image can be read.
+            DataError: a path does not exist, other arrays, or no image can be read.
         """
-        source = images if isinstance(images, np.ndarray) else find_images([Path(path) for path in images])
+        source = _images(images)
         outputs = self.logits(source, progress)
         names = [str(i) for i in range(len(source))] if isinstance(source, np.ndarray) else list(map(str, source))
         return Predictions(
@@ -122,7 +123,7 @@ class TrainedModel:
             tuple((names[i], reason) for i, reason in outputs.skipped),
         )
 
-    def embed(self, images: Sequence[Path | str] | np.ndarray, progress: Progress | None = None) -> np.ndarray:
+    def embed(self, images: Given, progress: Progress | None = None) -> np.ndarray:
         """Embeddings float32 [N, D]: what the classifier sees of every image.
 
         Args:
@@ -131,7 +132,7 @@ class TrainedModel:
         Raises:
             DataError: a path does not exist, or an image cannot be read.
         """
-        source = images if isinstance(images, np.ndarray) else find_images([Path(path) for path in images])
+        source = _images(images)
         outputs = self._outputs(source, self.network.embedding, progress)
         if outputs.skipped:
             number, reason = outputs.skipped[0]
@@ -202,6 +203,27 @@ class TrainedModel:
             )
             raise DataError(f"none of the {len(skipped)} images can be read, e.g. {name}: {reason}")
         return Outputs(torch.cat(values), read, skipped)
+
+
+def _images(given: Given) -> Images:
+    """Files of paths, or arrays as they are.
+
+    Raises:
+        DataError: a path does not exist, or arrays that are no images.
+    """
+    if isinstance(given, np.ndarray):
+        if (
+            given.dtype != np.uint8
+            or given.ndim not in (3, 4)
+            or (given.ndim == 4 and given.shape[3] not in (1, 3))
+        ):
+            shape = "x".join(map(str, given.shape))
+            raise DataError(f"images are {given.dtype} {shape}; wanted is uint8 [N, H, W, C] with C = 1 or 3")
+        return given
+    several = [given] if isinstance(given, (str, Path)) else list(given)
+    if not all(isinstance(path, (str, Path)) for path in several):
+        raise DataError("images are paths, or one uint8 array [N, H, W, C]; stack several arrays by numpy.stack")
+    return find_images([Path(path) for path in several])
 
 
 def _prepared(

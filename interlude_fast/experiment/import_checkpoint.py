@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from interlude_fast.config import ExperimentConfig, load
+from interlude_fast.data.datasets import Listing
 from interlude_fast.data.manifest import manifest
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
@@ -17,6 +18,7 @@ from interlude_fast.errors import CheckpointError
 from interlude_fast.models.foreign import foreign_networks, refuse_non_finite
 from interlude_fast.models.released import Released, from_released, identify
 from interlude_fast.training.checkpoint import save_tensors
+from interlude_fast.training.checks import SettingChecks
 from interlude_fast.training.network import empty_network
 from interlude_fast.training.setup import load_data
 
@@ -65,11 +67,7 @@ def import_checkpoint(
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from None
     config = _config(released, config_file, overrides)
-    dataset, split = load_data(config, progress)
-    if len(dataset.classes) != released.classes:
-        raise CheckpointError(
-            f"{file} tells {released.classes} classes apart, but {dataset.name} has {len(dataset.classes)}"
-        )
+    dataset, split = load_data(config, progress, checks=_SameClasses(config, file, released.classes))
     preprocessing = Preprocessing.of(dataset)
     network, tensors = empty_network(config, preprocessing), {}
     for name in NETWORKS:
@@ -83,6 +81,21 @@ def import_checkpoint(
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     folder.write(folder.imported.name, {"file": str(file.absolute()), "sha256": digest, "networks": list(found)})
     return Imported(directory, released, tuple(found))
+
+
+class _SameClasses(SettingChecks):
+    """Before images are opened: a dataset of as many classes as the file tells apart."""
+
+    def __init__(self, config: ExperimentConfig, file: Path, classes: int) -> None:
+        super().__init__(config)
+        self.file, self.classes = file, classes
+
+    def with_classes(self, listing: Listing) -> None:
+        super().with_classes(listing)
+        if len(listing.classes) != self.classes:
+            raise CheckpointError(
+                f"{self.file} tells {self.classes} classes apart, but {listing.name} has {len(listing.classes)}"
+            )
 
 
 def _config(released: Released, file: Path | None, overrides: list[dict[str, Any]]) -> ExperimentConfig:

@@ -1,4 +1,4 @@
-"""A run with its folder: train, resume, evaluate again."""
+"""A run with its folder: train and resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from interlude_fast.training.evaluate import evaluate_networks
 from interlude_fast.training.exhaustion import explained, refuse_too_large
 from interlude_fast.training.loop import train
 from interlude_fast.training.selection import BY_VALIDATION, Evaluation
-from interlude_fast.training.setup import Run, prepare, what_counts
+from interlude_fast.training.setup import ADDED_LATER, Run, prepare, what_counts
 
 from .environment import environment
 from .loggers import FileLogger, LoggerList, ProgressLogger
@@ -59,7 +59,7 @@ def train_run(
     console: Console | None = None,
 ) -> Result:
     """Train as configured, leaving everything in a run directory. In a job of several processes all of them call
-    this, inside train.distributed.joined; the first writes.
+    this, inside training.distributed.joined; the first writes.
 
     Args:
         directory: of the run; None chooses a free one under runs/.
@@ -220,11 +220,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def first_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Two configurations' first difference in words, `"optim.lr = 0.1, but 0.5 is asked for now"`, or None."""
-    old, new = _flat(before), _flat(now)
+    old, new, later = _flat(before), _flat(now), _flat(ADDED_LATER)
     # A part's name first: the options of another part differ anyway.
     for key in sorted(old.keys() | new.keys(), key=lambda k: (not k.endswith(".name"), k)):
-        if old.get(key) != new.get(key):
-            return f"{key} = {old.get(key)}, but {new.get(key)} is asked for now"
+        was, is_now = (values.get(key, later.get(key)) for values in (old, new))
+        if was != is_now:
+            return f"{key} = {was}, but {is_now} is asked for now"
     return None
 
 

@@ -43,8 +43,10 @@ def register_method(name: str, method: type[Method]) -> type[Method]:
     """Make a method of your own known by name, to the configuration and the commands of this process.
 
     Raises:
-        ConfigError: the name is taken by another method.
+        ConfigError: the name is taken by another method, or it is none.
     """
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(f"method '{name}' wants a subclass of Method, got {method!r}")
     return METHODS.register(name, method)
 
 
@@ -56,7 +58,7 @@ def resolve_options(name: str, options: dict[str, Any]) -> Strict:
     """
     cls = METHODS.find(name).Options
     for key in options.keys() - cls.model_fields.keys():
-        if others := [other for other in METHODS if key in METHODS[other].Options.model_fields]:
+        if others := [n for n, m in METHODS.loadable().items() if key in m.Options.model_fields]:
             raise ConfigError(f"unknown key 'method.{key}': {name} has no such option; {', '.join(others)} have")
     resolved: Strict = validate(cls, options, "method")
     return resolved

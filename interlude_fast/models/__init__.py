@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from interlude_fast.errors import unknown
+from interlude_fast.errors import ConfigError, unknown
 from interlude_fast.options import Strict, validate
 from interlude_fast.registry import Registry
 
@@ -32,8 +32,10 @@ def register_network(name: str, network: type[Network]) -> type[Network]:
     """Make a network of your own known by name, to the configuration and the commands of this process.
 
     Raises:
-        ConfigError: the name is taken by another network.
+        ConfigError: the name is taken by another network, or it is none.
     """
+    if not (isinstance(network, type) and issubclass(network, Network)):
+        raise ConfigError(f"network '{name}' wants a subclass of Network, got {network!r}")
     return NETWORKS.register(name, network)
 
 

@@ -98,8 +98,12 @@ def compare(
         (c.values[axis.key], s): Job(f"{c.values[axis.key]} seed {s}", c.configs[s]) for s in seeds for c in cells
     }
     data = cells[0].configs[seeds[0]].data
-    if not all("test" in parts for parts in evaluated_on(jobs.values(), console).values()):
-        raise ConfigError(f"{data.dataset} has no test images to compare on; --set data.split.test=0.2")
+
+    def enough(job: Job, parts: set[str]) -> None:
+        if "test" not in parts:
+            raise ConfigError(f"{data.dataset} has no test images to compare on; --set data.split.test=0.2")
+
+    evaluated_on(jobs.values(), console, enough)
     results: dict[str, Result] = {}
     with closing(run_jobs(list(jobs.values()), processes, console)) as outcomes:
         for job, outcome in outcomes:

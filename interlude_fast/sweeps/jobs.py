@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,15 +12,17 @@ from typing import Literal
 from rich.console import Console
 
 from interlude_fast.config import ExperimentConfig
-from interlude_fast.data.datasets import load_dataset
+from interlude_fast.data.datasets import Listing, LoadContext, load_dataset
+from interlude_fast.data.eval_set import HELD_OUT
 from interlude_fast.data.manifest import replay
 from interlude_fast.data.progress import RichProgress
-from interlude_fast.data.split import draw_split
+from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import CheckpointError, InterludeError
 from interlude_fast.experiment.result import Result
 from interlude_fast.experiment.run import first_change, train_run
 from interlude_fast.experiment.run_directory import RunDirectory
-from interlude_fast.training.device import resolve_device
+from interlude_fast.training.checks import TrainingChecks, check_machine
+from interlude_fast.training.distributed import World
 from interlude_fast.training.setup import what_counts
 
 Standing = Literal["new", "stopped", "finished"]
@@ -89,16 +91,24 @@ def _identity(config: ExperimentConfig) -> dict[str, object]:
     return {**what_counts(config), "data": {**what_counts(config)["data"], **places, "split": data["split"]}}
 
 
-def evaluated_on(jobs: Iterable[Job], console: Console | None = None) -> dict[str, set[str]]:
-    """Which of "test" and "validation" images every job will have, by its name. Loads the data, a data set at a
-    time, and so finds what is wrong with it or with a split before any training; looks at the devices too.
+def evaluated_on(
+    jobs: Iterable[Job],
+    console: Console | None = None,
+    enough: Callable[[Job, set[str]], None] = lambda job, parts: None,
+) -> dict[str, set[str]]:
+    """Which of "test" and "validation" images every job will have, by its name. Judges the settings of all jobs as
+    training/setup.py does those of one, before an image is opened or decoded, then loads the data, a dataset at a
+    time, and so finds what is wrong with it or with a split before any training.
+
+    Args:
+        enough: raises where a job's images are too few to report on; called before images are opened too.
 
     Raises:
-        ConfigError, DataError: as loop.load_data and step.resolve_device.
+        ConfigError, DataError: as setup.prepare.
     """
-    jobs = list(jobs)
+    jobs, world = list(jobs), World.current()
     for job in jobs:
-        resolve_device(job.config.train.device)
+        check_machine(job.config, world, fresh=True)
 
     def dataset_key(job: Job) -> str:
         return job.config.data.model_dump_json(exclude={*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"})
@@ -106,15 +116,46 @@ def evaluated_on(jobs: Iterable[Job], console: Console | None = None) -> dict[st
     parts: dict[str, set[str]] = {}
     for _, group in groupby(sorted(jobs, key=dataset_key), key=dataset_key):
         of_dataset, splits = list(group), dict[str, set[str]]()
-        dataset = load_dataset(of_dataset[0].config.data, RichProgress(console or Console(quiet=True)))
+        checks = _Checks(of_dataset, world, enough)
+        context = LoadContext(RichProgress(console or Console(quiet=True)), checks.with_classes, checks.with_shape)
+        dataset = load_dataset(of_dataset[0].config.data, context=context)
         for job in of_dataset:
             data, seed = job.config.data, job.config.seed
             key = f"{seed} {data.model_dump_json(exclude=NOT_OF_DATA)}"
             if key not in splits:
                 split = replay(data.split.file, dataset) if data.split.file else draw_split(dataset, data, seed)
-                splits[key] = {part for part in ("test", "validation") if len(getattr(split, part))}
+                splits[key] = _parts(split)
             parts[job.name] = splits[key]
+            enough(job, splits[key])
     return parts
+
+
+def _parts(split: Split) -> set[str]:
+    return {part for part in HELD_OUT if len(getattr(split, part))}
+
+
+class _Checks:
+    """TrainingChecks of several jobs on one dataset; networks that differ in their seed alone are built once."""
+
+    def __init__(self, jobs: Sequence[Job], world: World, enough: Callable[[Job, set[str]], None]) -> None:
+        self.jobs, self.enough = jobs, enough
+        self.checks = [TrainingChecks(job.config, world, fresh=True) for job in jobs]
+
+    def with_classes(self, listing: Listing) -> None:
+        for job, check in zip(self.jobs, self.checks, strict=True):
+            check.replayed = job.config.data.split.file is not None
+            check.with_classes(listing)
+            if not check.replayed:
+                self.enough(job, _parts(draw_split(listing, job.config.data, job.config.seed)))
+
+    def with_shape(self, listing: Listing, side: int, channels: int) -> None:
+        seen = set()
+        for check in self.checks:
+            key = check.config.model_dump_json(include={"model", "method", "optim", "train"})
+            if key not in seen:
+                seen.add(key)
+                check.with_shape(listing, side, channels)
+                check.network = None
 
 
 def run_job(job: Job, console: Console | None = None) -> Outcome:

@@ -20,7 +20,7 @@ def finished(jobs: Sequence[Job]) -> dict[str, Result]:
     """Results of the runs that are done already, by name.
 
     Raises:
-        CheckpointError: as jobs.standing and run.read_result.
+        CheckpointError: as jobs.standing and result.read_result.
     """
     return {job.name: read_result(job.directory) for job in jobs if job.directory and standing(job) == "finished"}
 
@@ -84,14 +84,23 @@ def common_part(jobs: Sequence[Job], done: dict[str, Result], console: Console |
     Raises:
         ConfigError: neither is there for all.
     """
-    parts = evaluated_on([job for job in jobs if job.name not in done], console)
+
+    def enough(job: Job, parts: set[str]) -> None:
+        if not parts:
+            raise _no_images(job.name)
+
+    parts = evaluated_on([job for job in jobs if job.name not in done], console, enough)
     for name, result in done.items():
         parts[name] = set(result.scores)
     for part in ("test", "validation"):
         if all(part in found for found in parts.values()):
             return part
     name = next(name for name, found in parts.items() if "test" not in found)
-    raise ConfigError(f"{name} has no test images; --set data.split.test=0.2, or data.split.validation for all")
+    raise _no_images(name)
+
+
+def _no_images(name: str) -> ConfigError:
+    return ConfigError(f"{name} has no test images; --set data.split.test=0.2, or data.split.validation for all")
 
 
 def raise_failures(failures: dict[str, Failure], total: int) -> None:

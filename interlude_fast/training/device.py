@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -19,10 +20,12 @@ def resolve_device(wish: str) -> torch.device:
     """`auto` is the GPU where there is one.
 
     Raises:
-        ConfigError: a GPU is asked for that this machine or this torch does not have.
+        ConfigError: no such device, or a GPU is asked for that this machine or this torch does not have.
     """
     if wish == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wish):
+        raise ConfigError(f"device '{wish}' is none of auto, cpu, cuda and cuda:<i>")
     device = torch.device(wish)
     if device.type == "cuda":
         count = torch.cuda.device_count()

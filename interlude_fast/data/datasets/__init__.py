@@ -223,7 +223,9 @@ def register_dataset(name: str, dataset: Any) -> Any:
     Raises:
         ConfigError: the name is taken by another dataset, or one of the two is missing.
     """
-    if not (isinstance(getattr(dataset, "Options", None), type) and callable(getattr(dataset, "load", None))):
+    options = getattr(dataset, "Options", None)
+    is_options = isinstance(options, type) and issubclass(options, DataConfig)
+    if not (is_options and callable(getattr(dataset, "load", None))):
         raise ConfigError(
             f"dataset '{name}' wants `Options`, a subclass of DataConfig, and `load(options, context)`"
         )
@@ -241,10 +243,12 @@ def dataset_options(values: dict[str, Any]) -> DataConfig:
         raise ConfigError(f"data.dataset is a name, got {name!r}")
     cls: type[DataConfig] = DATASETS.find(name).Options
     for key in values.keys() - cls.model_fields.keys():
-        elsewhere = [other for other in DATASETS if key in DATASETS[other].Options.model_fields]
+        elsewhere = [
+            d.Options.model_fields[key] for d in DATASETS.loadable().values() if key in d.Options.model_fields
+        ]
         if not elsewhere:
             continue  # unknown everywhere: validation says so
-        if values[key] == DATASETS[elsewhere[0]].Options.model_fields[key].default:  # as earlier versions wrote it
+        if values[key] == elsewhere[0].default:  # as earlier versions wrote it
             values = {k: v for k, v in values.items() if k != key}
             continue
         raise ConfigError(
@@ -299,6 +303,8 @@ def load_dataset(
 
     inner = LoadContext(context.progress, check, check_shape)
     dataset: Dataset = DATASETS.find(options.dataset).load(options, inner)
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{options.dataset}: its load gave a {type(dataset).__name__}, no Dataset")
     check(dataset)
     check_shape(dataset, dataset.size, dataset.channels)
     dataset = dataset.hide_classes(hidden)

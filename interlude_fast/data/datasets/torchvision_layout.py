@@ -1,4 +1,4 @@
-"""What the sources in torchvision's local layouts share: find the files, download, or say what is missing."""
+"""What the datasets in torchvision's local layouts share: find the files, download, or say what is missing."""
 
 from __future__ import annotations
 

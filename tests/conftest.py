@@ -31,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
         pretend(torch, choice)
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Random tensors of a test depend neither on the tests before it nor on the process it runs in."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

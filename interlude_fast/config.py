@@ -123,6 +123,10 @@ class ExperimentConfig(Strict):
         pipeline, known = self.data.pipeline, ["auto", *PIPELINES]
         if pipeline not in known:
             raise ConfigError(f"unknown pipeline '{pipeline}' in data.pipeline{nearest(pipeline, known)}")
+        if pipeline == "kept" and getattr(self.model.options, "cut", None) is None:
+            raise ConfigError(
+                "data.pipeline = kept wants a frozen front: set model.cut, e.g. --set model.cut=auto"
+            )
         if self.train.precision == "fp16" and self.optim.shrink and self.optim.name != "sgd":
             # A step whose gradients overflow would shrink the weights all the same.
             raise ConfigError(

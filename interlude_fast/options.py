@@ -113,6 +113,19 @@ class SplitConfig(Strict):
         return self
 
 
+class KeptConfig(Strict):
+    """Kept views of a frozen front (data/kept.py): how many, and how large they may become."""
+
+    weak: int = Field(4, ge=1, le=256, description="weak views an image")
+    strong: int = Field(12, ge=1, le=256, description="strong views an image")
+    most_gb: float = Field(
+        4.0, gt=0, description="bytes on disk, in 10^9; where all do not fit there are fewer views"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of the front; auto: the faster one, measured, and written into the run's config.yaml"
+    )
+
+
 class DataConfig(Strict):
     """Which images, and which of them are labeled. A dataset that reads more settings extends this class."""
 
@@ -123,6 +136,7 @@ class DataConfig(Strict):
     std: list[PositiveFloat] | None = Field(None, description="the same")
     pipeline: str = Field("auto", description="auto, or one of data/pipelines")
     workers: int | None = Field(None, ge=0, description="processes or threads that make batches; None: all cores")
+    kept: KeptConfig = Field(default_factory=KeptConfig)
     split: SplitConfig = Field(default_factory=SplitConfig)
 
     @model_validator(mode="after")
@@ -178,6 +192,9 @@ class AugmentConfig(Strict):
     )
     cutout: float = Field(0.5, ge=0, le=1, description="side of a strong view's square; usb: its upper bound")
     paired: Literal["independent", "shared"] = "independent"
+    label_strong: bool = Field(
+        False, description="labeled images are trained on in a strong view too, beside the weak one"
+    )
 
     @model_validator(mode="after")
     def _refuse_unread(self) -> AugmentConfig:

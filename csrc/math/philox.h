@@ -13,7 +13,7 @@ struct Philox4 {
 };
 
 // What a draw is for. Part of the counter, so that no two uses share numbers.
-enum class Stream : uint32_t { kLabeledOrder = 0, kUnlabeledDraw = 1, kAugment = 2, kSplit = 3 };
+enum class Stream : uint32_t { kLabeledOrder = 0, kUnlabeledDraw = 1, kAugment = 2, kSplit = 3, kKept = 4 };
 
 IF_HD Philox4 philox_round(Philox4 c, uint32_t key0, uint32_t key1) {
   const uint64_t even = uint64_t{0xD2511F53u} * c.x;

@@ -24,6 +24,7 @@ class RowOrder:
 
     layout "interdigitated" (docs/equations.md): for each labeled image i, for each view, its row and then
     its mu unlabeled rows. "separate": role after role, all labeled ones first.
+    joined: the labeled views are one part of B * views rows, each with its label.
     """
 
     batch: int
@@ -31,6 +32,7 @@ class RowOrder:
     labeled_views: tuple[View, ...]
     unlabeled_views: tuple[View, ...]
     layout: Layout = "separate"
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if self.layout == "interdigitated" and self.labeled_views != self.unlabeled_views:
@@ -60,9 +62,11 @@ class RowOrder:
         return torch.where(slot < self.batch, slot, (slot - self.batch) // max(1, self.mu))
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        """Rows [N, ...] -> [B, ...] for each of labeled_views, then [B * mu, ...] for each of unlabeled_views, the
-        mu images beside a labeled one after another."""
+        """Rows [N, ...] -> [B, ...] for each of labeled_views (of joined ones all, view after view), then
+        [B * mu, ...] for each of unlabeled_views, the mu images beside a labeled one after another."""
         b, views = self.batch, len(self.labeled_views)
+        if self.joined:
+            return rows.split([b * views] + [b * self.mu] * len(self.unlabeled_views))
         if self.layout == "interdigitated":
             groups = rows.unflatten(0, (b, views, 1 + self.mu))
             labeled = [groups[:, v, 0] for v in range(views)]
@@ -81,7 +85,7 @@ class Batch:
     Attributes:
         images: [N, C, H, W], normalized, rows in `order`; in a job of several processes, and for a method whose
             rows go through the network together, this process' share of them.
-        labels: int64 [B].
+        labels: int64 [B]; of joined labeled views [B * views].
         order: what each row is.
         unlabeled_items: int64 [B, mu], positions in the unlabeled set (for methods with per-image state).
         step: int64 scalar on the images' device, counted from 0.

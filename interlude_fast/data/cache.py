@@ -14,23 +14,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
 import secrets
 import shutil
 import struct
 import time
-import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import PIL
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from interlude_fast.errors import DataError, nearest
 
@@ -38,6 +36,7 @@ from . import decode
 from .decode import FileFacts, InspectJob, PrepareJob, PrepareResult
 from .images import Recipe, shown
 from .progress import Progress, RichProgress, Silent
+from .storage import blob, default_cache, disk_errors, expanded, fsync, lock, locked, read_npz, write_npz
 
 __all__ = [
     "CacheEntry",
@@ -58,7 +57,6 @@ __all__ = [
 FORMAT = f"interlude-fast images 1, Pillow {PIL.__version__}"
 CRC_CHUNK = 64 << 20
 HEADER = 128  # bytes of images.npy before its pixels
-ELSEWHERE = "choose another folder with --set data.cache=DIR or INTERLUDE_FAST_CACHE=DIR"
 RACY_NS = 2_000_000_000
 
 
@@ -92,35 +90,6 @@ class CacheEntry:
     size: int
     channels: int
     last_used: float
-
-
-def default_cache() -> Path:
-    """$INTERLUDE_FAST_CACHE, else $XDG_CACHE_HOME/interlude-fast, else ~/.cache/interlude-fast.
-
-    Raises:
-        DataError: there is no home folder, or not the one that is named.
-    """
-    if own := os.environ.get("INTERLUDE_FAST_CACHE"):
-        return expanded(Path(own))
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if shared.is_absolute():  # the specification: ignore others
-        return shared / "interlude-fast"
-    try:
-        return Path.home() / ".cache" / "interlude-fast"
-    except RuntimeError:
-        raise DataError(f"no home folder for the cache: {ELSEWHERE}") from None
-
-
-def expanded(cache: Path) -> Path:
-    """The absolute folder that a user means, `~` and `~name` expanded.
-
-    Raises:
-        DataError: there is no such home folder.
-    """
-    try:
-        return Path(os.path.abspath(cache.expanduser()))
-    except RuntimeError:
-        raise DataError(f"cache folder {shown(cache)}: no such home folder; {ELSEWHERE}") from None
 
 
 # --- what the files hold ---
@@ -189,7 +158,7 @@ class _Index:
         self.path = cache / "index" / f"{name}.npz"
 
     def read(self) -> dict[tuple[str, Stamp], FileFacts]:
-        arrays = _read_npz(self.path)
+        arrays = read_npz(self.path)
         try:
             return self._facts(arrays) if arrays else {}
         except (KeyError, ValueError, UnicodeDecodeError):  # whole, but of another version
@@ -221,12 +190,12 @@ class _Index:
         # Earlier files stay (a survey may be of some of them), until they are mostly files long gone.
         rows = {**old, **new} if len(old) <= 2 * len(new) + 1000 else new
         arrays = {
-            "header": _blob(json.dumps({"root": self.root, "format": FORMAT}).encode()),
-            "paths": _blob(b"\0".join(os.fsencode(path.removeprefix(self.root)) for path, _ in rows)),
+            "header": blob(json.dumps({"root": self.root, "format": FORMAT}).encode()),
+            "paths": blob(b"\0".join(os.fsencode(path.removeprefix(self.root)) for path, _ in rows)),
             "numbers": np.array([(*stamp, f.width, f.height) for (_, stamp), f in rows.items()], dtype=np.int64),
-            "digests": _blob(bytes.fromhex("".join(fact.digest for fact in rows.values()))),
-            "modes": _blob(b"\0".join(fact.mode.encode() for fact in rows.values())),
-            "reasons": _blob(
+            "digests": blob(bytes.fromhex("".join(fact.digest for fact in rows.values()))),
+            "modes": blob(b"\0".join(fact.mode.encode() for fact in rows.values())),
+            "reasons": blob(
                 b"\0".join(
                     (fact.reason or "").replace("\0", " ").encode("utf-8", "replace") for fact in rows.values()
                 )
@@ -235,7 +204,7 @@ class _Index:
         beside = self.path.with_name(f".{self.path.name}.{os.getpid()}.{secrets.token_hex(4)}.partial")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _write_npz(beside, arrays)
+            write_npz(beside, arrays)
             os.replace(beside, self.path)
         except OSError as error:  # a convenience, not a condition
             progress.note(
@@ -265,11 +234,11 @@ def prepared_images(
     """
     progress = progress or Silent()
     build = _Build(files, facts, recipe, expanded(cache), progress)
-    with _disk_errors(build.cache, build.needed, "read"):
+    with disk_errors(build.cache, build.needed, "read"):
         found = build.open()
     if isinstance(found, Prepared):
         return found
-    with _disk_errors(build.cache, build.needed), _locked(build.cache, build.key, progress):
+    with disk_errors(build.cache, build.needed), locked(build.cache, build.key, progress):
         found = build.open()  # another process may have been here meanwhile
         if isinstance(found, Prepared):
             return found
@@ -304,7 +273,7 @@ class _Build:
         """The finished entry, what is wrong with it, or None where there is none. check: read all bytes."""
         if not self.folder.is_dir():
             return None
-        meta = _read_npz(self.folder / "meta.npz")
+        meta = read_npz(self.folder / "meta.npz")
         if meta is None:
             return "meta.npz"
         try:
@@ -348,9 +317,9 @@ class _Build:
             partial.mkdir(parents=True)
             self._fill(partial)
             for path in (partial / "images.npy", partial / "meta.npz", partial):
-                _fsync(path)
+                fsync(path)
             os.rename(partial, self.folder)
-            _fsync(self.folder.parent)
+            fsync(self.folder.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         made = self.open(check=False)
@@ -388,14 +357,14 @@ class _Build:
             file.write(_npy_header((len(good), *self.recipe.shape)))
         header = {"format": FORMAT, "key": self.key, "reasons": [reasons[row] for row in bad.tolist()]}
         arrays = {
-            "header": _blob(json.dumps(header).encode()),
+            "header": blob(json.dumps(header).encode()),
             "kept": self.candidates[good],
             "skipped": self.candidates[bad],
             "sums": sums[good],
             "squares": squares[good],
             "crcs": _crcs(images),
         }
-        _write_npz(partial / "meta.npz", arrays)
+        write_npz(partial / "meta.npz", arrays)
 
     def _jobs(self, images: Path) -> list[PrepareJob]:
         jobs = []
@@ -473,86 +442,7 @@ def _crcs(path: Path) -> np.ndarray:
         return np.array([*threads.map(of_chunk, range(0, path.stat().st_size, CRC_CHUNK))], dtype=np.uint32)
 
 
-def _blob(content: bytes) -> np.ndarray:
-    return np.frombuffer(content, dtype=np.uint8)
-
-
-def _write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]  # savez's own flag has another type
-    path.write_bytes(content.getvalue())
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray] | None:
-    """The arrays of a file whose checksums hold; None where there is no such file."""
-    try:
-        content = io.BytesIO(path.read_bytes())
-        if zipfile.ZipFile(content).testzip() is not None:
-            return None
-        content.seek(0)
-        with np.load(content, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception:  # zipfile meets damaged bytes with almost any exception
-        return None
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# --- locks, errors, house-keeping ---
-
-
-@contextlib.contextmanager
-def _disk_errors(cache: Path, needed: int = 0, done: str = "written") -> Iterator[None]:
-    """The disk's refusals as one line."""
-    try:
-        yield
-    except NotImplementedError:  # filelock's word for it
-        raise DataError(f"cache folder {shown(cache)} lies on a file system without locks; {ELSEWHERE}") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            why = error.strerror or error
-            raise DataError(f"cache folder {shown(cache)} cannot be {done}: {why}; {ELSEWHERE}") from None
-        free = "?"
-        with contextlib.suppress(OSError):
-            free = _amount(shutil.disk_usage(cache).free)
-        quota = ", and a quota is reached" if error.errno == errno.EDQUOT else ""
-        raise DataError(
-            f"cache folder {shown(cache)} has no room: {_amount(needed)} needed, {free} free{quota}; {ELSEWHERE}"
-        ) from None
-
-
-def _amount(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def _lock(cache: Path, key: str) -> FileLock:
-    # Lock files stay: who removes one lets two processes hold locks of one name.
-    (cache / "locks").mkdir(parents=True, exist_ok=True)
-    return FileLock(cache / "locks" / f"{key}.lock")
-
-
-@contextlib.contextmanager
-def _locked(cache: Path, key: str, progress: Progress) -> Iterator[None]:
-    lock = _lock(cache, key)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.note("waiting for another process that prepares the same images")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+# --- house-keeping ---
 
 
 def _discard(folder: Path) -> None:
@@ -569,7 +459,7 @@ def _sweep(cache: Path, held: str) -> None:
         key = partial.name.partition(".")[0]
         with contextlib.suppress(Timeout), contextlib.ExitStack() as stack:
             if key != held:
-                stack.enter_context(_lock(cache, key).acquire(timeout=0))
+                stack.enter_context(lock(cache, key).acquire(timeout=0))
             shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -580,7 +470,7 @@ def entries(cache: Path) -> list[CacheEntry]:
         DataError: it cannot be read.
     """
     cache = expanded(cache)
-    with _disk_errors(cache, done="read"):
+    with disk_errors(cache, done="read"):
         return _entries(cache / "images")
 
 
@@ -618,10 +508,10 @@ def remove(cache: Path, key: str | None = None) -> list[CacheEntry]:
         what = f"{len(chosen)} entries" if chosen else "no entry"
         near = nearest(key, [entry.key[:16] for entry in known]) if known else ""
         raise DataError(f"cache {shown(cache)} has {what} '{shown(key)}'{near}")
-    with _disk_errors(cache):
+    with disk_errors(cache):
         for entry in chosen:
             try:
-                with _lock(cache, entry.key).acquire(timeout=0):
+                with lock(cache, entry.key).acquire(timeout=0):
                     _discard(cache / "images" / entry.key)
             except Timeout:
                 raise DataError(f"cache entry {entry.key} is being built: remove it when that is done") from None

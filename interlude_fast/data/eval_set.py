@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .datasets import Dataset
+from .kept import KeptViews
 from .split import Split
 
 HELD_OUT = ("test", "validation")
@@ -35,19 +36,39 @@ class EvalSet:
         """uint8 [<= size, S, S, C] on the device, in the order of `labels`."""
         return (self.images[part].to(self.labels.device) for part in self.indices.split(size))
 
+    def inputs(self, size: int, normalize: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """What a network is given of them, `size` at a time; normalize: uint8 [n, S, S, C] -> [n, C, S, S]."""
+        return map(normalize, self.batches(size))
+
+
+@dataclass(frozen=True)
+class KeptEvalSet(EvalSet):
+    """Images whose activations behind a frozen front are kept: networks are given these."""
+
+    kept: KeptViews
+
+    def inputs(self, size: int, normalize: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        return (self.kept.plain(part) for part in self.indices.split(size))
+
 
 def held_out_sets(
-    dataset: Dataset, split: Split, device: torch.device, images: Tensor | None = None
+    dataset: Dataset,
+    split: Split,
+    device: torch.device,
+    images: Tensor | None = None,
+    kept: KeptViews | None = None,
 ) -> dict[str, EvalSet]:
     """The "test" and the "validation" images of a split; a part without images is left out.
 
     Args:
         images: the dataset's images where they are on a device already; None: on the host.
+        kept: what a frozen front makes of them; None: networks are given the images themselves.
     """
     images = torch.from_numpy(dataset.images) if images is None else images
     labels, found = torch.from_numpy(dataset.labels), {}
     for part in HELD_OUT:
         indices = torch.from_numpy(getattr(split, part))
         if len(indices):
-            found[part] = EvalSet(images, indices.to(images.device), labels[indices].to(device))
+            fields = (images, indices.to(images.device), labels[indices].to(device))
+            found[part] = EvalSet(*fields) if kept is None else KeptEvalSet(*fields, kept)
     return found

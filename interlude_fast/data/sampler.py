@@ -23,7 +23,7 @@ class Plan:
         step: int64 scalar.
         items: int64 [n], store indices. keys: int64 [n], of the draws. views: int64 [n], 0 weak or 1 strong; of a
             rank's n rows, or all N.
-        labels: int64 [B]. unlabeled_items: int64 [B, mu], positions in the unlabeled set; of the whole step.
+        labels: as in Batch. unlabeled_items: int64 [B, mu], positions in the unlabeled set; of all rows.
     """
 
     order: RowOrder
@@ -100,4 +100,6 @@ class Sampler:
             mu=order.mu if order.unlabeled_views else 0,
         )
         slots = torch.cat([self.store.labeled[labeled], self.store.unlabeled[unlabeled].flatten()])
-        return Plan(order, at, slots[self.slots], self.keys, self.views, self.store.labels[labeled], unlabeled)
+        labels = self.store.labels[labeled]
+        labels = labels.repeat(len(order.labeled_views)) if order.joined else labels
+        return Plan(order, at, slots[self.slots], self.keys, self.views, labels, unlabeled)

@@ -17,14 +17,16 @@ from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import RichProgress
 from interlude_fast.errors import CheckpointError, ConfigError
 from interlude_fast.metrics import Scores
+from interlude_fast.models.norms import plain_state_dict
 from interlude_fast.settings_files import read_yaml
 from interlude_fast.training.checkpoint import load_checkpoint, save_tensors
 from interlude_fast.training.distributed import World
 from interlude_fast.training.evaluate import evaluate_networks
 from interlude_fast.training.exhaustion import explained, refuse_too_large
+from interlude_fast.training.identity import ADDED_LATER, what_counts
 from interlude_fast.training.loop import train
 from interlude_fast.training.selection import BY_VALIDATION, Evaluation
-from interlude_fast.training.setup import ADDED_LATER, Run, prepare, what_counts
+from interlude_fast.training.setup import Run, prepare
 
 from .environment import environment
 from .loggers import FileLogger, LoggerList, ProgressLogger
@@ -157,12 +159,13 @@ def _result(folder: RunDirectory, run: Run, scores: dict[str, dict[str, Scores]]
 
 def _keep_weights(folder: RunDirectory, run: Run) -> None:
     for name, network in run.networks().items():
-        save_tensors(folder.weights(name), dict(network.state_dict()), {"network": name})
+        save_tensors(folder.weights(name), plain_state_dict(network), {"network": name})
     chosen = run.selection
     if chosen.weights:
         step = str(chosen.best[BY_VALIDATION][chosen.network].step)
         about = {"network": chosen.network, "step": step, "selected_by": chosen.by}
-        save_tensors(folder.weights(BY_VALIDATION), chosen.weights, about)
+        weights = plain_state_dict(run.state.model, chosen.weights)
+        save_tensors(folder.weights(BY_VALIDATION), weights, about)
 
 
 def _in_detail(run: Run) -> dict[str, dict[str, Scores]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from interlude_fast.data.batch import Batch, Layout, View
@@ -107,10 +108,41 @@ class Method(nn.Module):
         A method has this, or a `forward` of its own."""
         raise NotImplementedError(f"{type(self).__name__} has neither loss nor forward")
 
+    def counts(self, weak: Tensor) -> Tensor | None:
+        """Which strong rows enter the loss, bool [B * mu], by the logits [B * mu, K] of the unlabeled images' weak
+        views; state stays as it is. None: all, or the method does not know before. What is False here must have
+        weight 0 in `loss`: such rows may then be left out of the forward pass."""
+        return None
+
     def forward(self, model: nn.Module, batch: Batch, ema: nn.Module) -> Losses:
         """One forward pass and its losses; methods that need more passes override this.
 
         Args:
             model: the network in train mode. ema: the one of averaged weights, in eval mode, without gradients.
         """
-        return self.loss(model(batch.images), batch)
+        logits = counting_logits(self, model, batch)
+        return self.loss(model(batch.images) if logits is None else logits, batch)
+
+
+def counting_logits(method: Method, model: nn.Module, batch: Batch) -> Tensor | None:
+    """Logits [N, K] of a batch of which only the rows that count are computed with gradients: labeled ones, and
+    strong views whose pseudo label enters the loss; other strong rows are 0. None where all rows must go through
+    the network together, or where that is faster: on GPUs, whose steps do not wait for values."""
+    if torch.compiler.is_compiling():
+        return None
+    knows = type(method).counts is not Method.counts and batch.order.unlabeled_views == ("weak", "strong")
+    knows = knows and batch.order.layout == "separate"
+    trunk = model.trunk if isinstance(model, Network) else None
+    if not knows or trunk is None or not trunk.rows_apart or batch.images.device.type != "cpu":
+        return None
+    *labeled, weak, strong = batch.split(batch.images)
+    with torch.no_grad():
+        weak_logits = model(weak)
+    counts = method.counts(weak_logits)
+    if counts is None:
+        return None
+    rows = counts.nonzero().flatten()
+    found = model(torch.cat([*labeled, strong[rows]]))
+    first = len(found) - len(rows)
+    strong_logits = found.new_zeros(len(strong), found.shape[1]).index_copy(0, rows, found[first:])
+    return torch.cat([found[:first], weak_logits.to(found.dtype), strong_logits])

@@ -33,13 +33,16 @@ class FixMatch(Method):
     Options = FixMatchOptions
     unlabeled_views = ("weak", "strong")
 
+    def counts(self, weak: Tensor) -> Tensor:
+        return pseudo_labels(wide(weak))[1] >= self.options.tau
+
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         o = self.options
         labeled, weak, strong = batch.split(wide(logits))
-        _, confidence, target = pseudo_labels(weak)
+        _, _, target = pseudo_labels(weak)
         if not o.hard_labels:
             target = (weak.detach() / o.temperature).softmax(-1)
-        mask = (confidence >= o.tau).to(strong.dtype)
+        mask = self.counts(weak).to(strong.dtype)
         supervised = F.cross_entropy(labeled, batch.labels)
         unsupervised = masked_cross_entropy(strong, target, mask)
         return combine(supervised, unsupervised, o.lambda_u, mask_rate=mask.mean())

@@ -74,10 +74,14 @@ class FlexMatch(Method):
         super().__init__(options, task)
         self.threshold = FlexThreshold(task.num_classes, task.unlabeled, options)
 
+    def counts(self, weak: Tensor) -> Tensor:
+        _, confidence, target = pseudo_labels(wide(weak))
+        return confidence >= self.threshold(target)
+
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         labeled, weak, strong = batch.split(wide(logits))
         _, confidence, target = pseudo_labels(weak)
-        mask = (confidence >= self.threshold(target)).to(strong.dtype)
+        mask = self.counts(weak).to(strong.dtype)
         self.threshold.update(confidence, target, batch.unlabeled_items.flatten())
         supervised = F.cross_entropy(labeled, batch.labels)
         unsupervised = masked_cross_entropy(strong, target, mask)

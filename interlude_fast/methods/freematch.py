@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
@@ -88,12 +90,21 @@ class FreeMatch(Method):
         o = options
         self.threshold = SelfAdaptiveThreshold(task.num_classes, o.momentum, o.use_quantile, o.clip)
 
+    def counts(self, weak: Tensor) -> Tensor:
+        q, confidence, target = pseudo_labels(wide(weak))
+        threshold = copy.deepcopy(self.threshold)
+        threshold.update(q, confidence, target)  # as loss does, before it asks
+        return self._confident(threshold, confidence, target)
+
+    def _confident(self, threshold: SelfAdaptiveThreshold, confidence: Tensor, target: Tensor) -> Tensor:
+        return confidence >= threshold(target).clamp(self.options.lowest, self.options.highest)
+
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         o = self.options
         labeled, weak, strong = batch.split(wide(logits))
         q, confidence, target = pseudo_labels(weak)
         self.threshold.update(q, confidence, target)
-        mask = (confidence >= self.threshold(target).clamp(o.lowest, o.highest)).to(strong.dtype)
+        mask = self._confident(self.threshold, confidence, target).to(strong.dtype)
         fair = fairness(strong, mask, self.threshold, eps=1e-12)
         supervised = F.cross_entropy(labeled, batch.labels)
         unsupervised = masked_cross_entropy(strong, target, mask)

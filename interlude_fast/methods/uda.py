@@ -59,6 +59,9 @@ class UDA(Method):
     Options = UDAOptions
     unlabeled_views = ("weak", "strong")
 
+    def counts(self, weak: Tensor) -> Tensor:
+        return pseudo_labels(wide(weak))[1] >= self.options.tau
+
     def loss(self, logits: Tensor, batch: Batch) -> Losses:
         o = self.options
         labeled, weak, strong = batch.split(wide(logits))
@@ -67,8 +70,7 @@ class UDA(Method):
         else:
             eta = tsa_threshold(o.tsa, ramp(batch.step, self.task.steps), self.num_classes)
             supervised = annealed_cross_entropy(labeled, batch.labels, eta.to(labeled.dtype), o.tsa_form)
-        _, confidence, _ = pseudo_labels(weak)
         target = (weak.detach() / o.temperature).softmax(-1)
-        mask = (confidence >= o.tau).to(strong.dtype)
+        mask = self.counts(weak).to(strong.dtype)
         unsupervised = masked_cross_entropy(strong, target, mask)
         return combine(supervised, unsupervised, o.lambda_u, mask_rate=mask.mean())

@@ -68,19 +68,19 @@ class Scores:
 
 
 @torch.inference_mode()
-def predict_logits(model: nn.Module, batches: Iterable[Tensor], normalize: Normalize) -> Tensor:
-    """Logits [N, K] of uint8 images, batches of [n, H, W, C], in eval mode; the model's mode is restored."""
+def predict_logits(model: nn.Module, inputs: Iterable[Tensor]) -> Tensor:
+    """Logits [N, K] of batches of the network's input, in eval mode; the model's mode is restored."""
     was_training = model.training
     model.eval()
     try:
-        return torch.cat([model(normalize(part)) for part in batches])
+        return torch.cat([model(part) for part in inputs])
     finally:
         model.train(was_training)
 
 
-def evaluate(model: nn.Module, batches: Iterable[Tensor], labels: Tensor, normalize: Normalize) -> Scores:
-    """Scores of a network on uint8 images, batches of [n, H, W, C], and their int64 labels [N]."""
-    return score(predict_logits(model, batches, normalize), labels)
+def evaluate(model: nn.Module, inputs: Iterable[Tensor], labels: Tensor) -> Scores:
+    """Scores of a network on batches of its input, and their int64 labels [N]."""
+    return score(predict_logits(model, inputs), labels)
 
 
 def score(logits: Tensor, labels: Tensor) -> Scores:

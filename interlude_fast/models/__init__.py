@@ -11,7 +11,9 @@ from interlude_fast.options import Strict, validate
 from interlude_fast.registry import Registry
 
 from .base import Network, NetworkOptions, Shape
+from .cut import cut_network
 from .fusion import EmbeddingFusion
+from .norms import fold_norms
 from .timm_network import TimmNetwork, TimmOptions, check_architecture
 from .weights import start_from
 
@@ -80,6 +82,21 @@ def build_model(
     return network
 
 
+def divide(network: Network, options: NetworkOptions, shape: Shape) -> Network:
+    """The network with its norms and its cut as its options say. It computes what it computed, in eval mode.
+
+    Raises:
+        ConfigError: no such place to cut, or the network cannot be cut.
+    """
+    network.norm = options.norm
+    if options.norm == "folded" and (left := fold_norms(network, shape)):
+        network.remarks = (*network.remarks, left)
+    if options.cut is not None:
+        cut_network(network, options.cut, shape)
+    network.hold_still()
+    return network
+
+
 __all__ = [
     "NETWORKS",
     "EmbeddingFusion",
@@ -88,6 +105,7 @@ __all__ = [
     "Shape",
     "TimmNetwork",
     "build_model",
+    "divide",
     "register_network",
     "resolve_options",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -13,6 +13,11 @@ from interlude_fast.options import AbsolutePath, Strict
 
 from .fusion import EmbeddingFusion
 from .sharding import Shards
+
+if TYPE_CHECKING:
+    from .cut import Cut
+
+Norm = Literal["train", "frozen", "folded"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,19 @@ class NetworkOptions(Strict):
         None,
         description="file to start from, of safetensors or torch.save; a classifier of other K is left",
     )
+    cut: Annotated[int, Field(ge=0)] | str | None = Field(
+        None,
+        description="the stage, by name or number, before which the network is frozen; auto: the last third of "
+        "the stages is trained; classifier: only that; None: everything",
+    )
+    norm: Norm = Field(
+        "train",
+        description="batch norms: train; or keep the statistics that they start with, as layers of their own "
+        "(frozen) or folded into the convolutions (the same numbers, and faster)",
+    )
+    head: Literal["fresh", "probe"] = Field(
+        "fresh", description="probe: the classifier starts as the logistic regression of the labeled images"
+    )
 
 
 class Network(nn.Module, ABC):
@@ -44,6 +62,9 @@ class Network(nn.Module, ABC):
         fusion: applied to the rows of a batch somewhere inside `embed`.
         embedding_size: D.
         shards: in a job of several processes, what part of a batch this one computes.
+        norm: see NetworkOptions. cut: where the front ends, which is frozen; None: everything is trained.
+        kept: whether what enters is the front's activations of images, not images (data/kept.py).
+        remarks: lines for the user about how it was built.
     """
 
     Options: ClassVar[type[NetworkOptions]] = NetworkOptions
@@ -51,6 +72,11 @@ class Network(nn.Module, ABC):
     fusion: EmbeddingFusion
     embedding_size: int
     shards: Shards | None = None
+    norm: Norm = "train"
+    cut: Cut | None = None
+    kept: bool = False
+    remarks: tuple[str, ...] = ()
+    _still: tuple[nn.Module, ...] = ()
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:
@@ -60,11 +86,43 @@ class Network(nn.Module, ABC):
     def classify(self, embedding: Tensor) -> Tensor:
         """embeddings [N, D] -> logits [N, K]."""
 
+    @property
+    def trunk(self) -> Network:
+        """The network itself; of one that is built around another, the inner one, which is cut."""
+        return self
+
+    @property
+    def rows_apart(self) -> bool:
+        """Whether a row's embedding depends on that row alone while the network trains, in one process."""
+        return self.norm != "train" and self.fusion.alpha == 0 and self.shards is None
+
+    def embed_rows(self, x: Tensor) -> Tensor:
+        """`embed` of the rows of a batch, images or, where they are kept, the front's activations [N, ...]."""
+        if self.cut is None:
+            return self.embed(x)
+        return self.cut.embed(self, x if self.kept else self.cut.activations(self, x))
+
     def embedding(self, x: Tensor) -> Tensor:
-        """`embed` of a batch, which the processes of a job share."""
-        return (
-            self.embed(x) if self.shards is None else self.shards.embed(self.embed, self.fusion, x, self.training)
+        """`embed_rows` of a batch, which the processes of a job share."""
+        embed = self.embed_rows
+        return embed(x) if self.shards is None else self.shards.embed(embed, self.fusion, x, self.training)
+
+    def hold_still(self) -> None:
+        """Finds the layers that stay in eval mode while the network trains: the front's, and norms that do not
+        train. Called when they are known."""
+        self._still = tuple(
+            module
+            for name, module in self.named_modules()
+            if (self.norm != "train" and isinstance(module, nn.modules.batchnorm._BatchNorm))
+            or (self.cut is not None and self.cut.holds(name))
         )
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        for module in self._still:
+            module.training = False
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classify(self.embedding(x))

@@ -27,12 +27,13 @@ class EmbeddingFusion(nn.Module):
     def __init__(self, alpha: float = 0.0, at_eval: bool = False) -> None:
         super().__init__()
         self.alpha, self.at_eval = alpha, at_eval
+        self._suspended = False
         self.alpha_range: tuple[float, float] | None = None
         self._next_row: Callable[[Tensor], Tensor] | None = None
         self._drawn: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.alpha == 0 or not (self.training or self.at_eval):
+        if self.alpha == 0 or self._suspended or not (self.training or self.at_eval):
             return x
         if self._next_row is None:
             return self._blend(x)
@@ -66,6 +67,15 @@ class EmbeddingFusion(nn.Module):
             yield
         finally:
             self.at_eval = before
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """No row is fused with another meanwhile, in train mode either."""
+        before, self._suspended = self._suspended, True
+        try:
+            yield
+        finally:
+            self._suspended = before
 
     def attach(self, module: nn.Module) -> None:
         """Fuse the first argument of `module`'s forward, in networks whose forward is not ours."""

@@ -28,9 +28,13 @@ class PrototypeNetwork(Network):
         self.head = nn.Sequential(nn.Linear(d, d), nn.ReLU(inplace=True), nn.Linear(d, d))
         self.prototypes = nn.Parameter(torch.randn(classes, d))
 
+    @property
+    def trunk(self) -> Network:
+        return self.backbone
+
     def embed(self, x: Tensor) -> Tensor:
         """images [N, C, H, W] -> z [N, D], float32 also under autocast."""
-        h = self.head(self.backbone.embed(x))
+        h = self.head(self.backbone.embed_rows(x))
         return F.normalize(h.to(torch.promote_types(h.dtype, torch.float32)), dim=-1)
 
     def centers(self) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Streams, as in philox.h:
-LABELED_ORDER, UNLABELED_DRAW, AUGMENT, SPLIT = range(4)
+LABELED_ORDER, UNLABELED_DRAW, AUGMENT, SPLIT, KEPT = range(5)
 _WORD = 0xFFFFFFFF
 FEISTEL_ROUNDS, FEWEST_BITS = 8, 6
 

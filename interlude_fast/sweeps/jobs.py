@@ -23,7 +23,7 @@ from interlude_fast.experiment.run import first_change, train_run
 from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.training.checks import TrainingChecks, check_machine
 from interlude_fast.training.distributed import World
-from interlude_fast.training.setup import what_counts
+from interlude_fast.training.identity import what_counts
 
 Standing = Literal["new", "stopped", "finished"]
 # Settings that do not change a data set or its split.

@@ -103,5 +103,14 @@ class TrainingChecks(SettingChecks):
 
 def row_order(config: ExperimentConfig, method: Method) -> RowOrder:
     """What the rows of a step are."""
-    t = config.train
-    return RowOrder(t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
+    t, labeled = config.train, method.labeled_views
+    joined = config.augment.label_strong and "strong" not in labeled
+    if joined:
+        labeled = (*labeled, "strong")
+    return RowOrder(t.batch, t.mu, labeled, method.unlabeled_views, method.layout, joined)
+
+
+def shows_strong(config: ExperimentConfig, method: Method) -> bool:
+    """Whether a step has rows of strong views."""
+    order = row_order(config, method)
+    return any(view.startswith("strong") for view in (*order.labeled_views, *order.unlabeled_views))

@@ -44,18 +44,21 @@ def computes_in_bf16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
-def resolve_precision(wish: Precision, device: torch.device, side: int | None = None) -> Precision:
+def resolve_precision(
+    wish: Precision, device: torch.device, side: int | None = None, kept: bool = False
+) -> Precision:
     """`auto` is bf16 where the device computes in it, on CPUs for images of 32 px and more, else fp32.
 
     Args:
-        side: of the images; None: large ones.
+        side: of the images; None: large ones. kept: whether a step is that of a tail on kept activations, which on
+            CPUs is faster in fp32.
 
     Raises:
         ConfigError: a format that the device does not have.
     """
     native = computes_in_bf16(device)
     if wish == "auto":
-        small = device.type == "cpu" and side is not None and side < LEAST_SIDE_FOR_BF16
+        small = device.type == "cpu" and (kept or (side is not None and side < LEAST_SIDE_FOR_BF16))
         return "bf16" if native and not small else "fp32"
     if wish == "tf32" and device.type == "cpu":
         raise ConfigError("precision tf32 is a format of NVIDIA GPUs, this run is on the CPU; use fp32 or bf16")

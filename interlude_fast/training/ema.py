@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """shadow <- decay * shadow + (1 - decay) * parameter after every step, from the initial weights on;
-    buffers (running statistics) are copied. `model` is a network of its own, in eval mode.
+    """shadow <- decay * shadow + (1 - decay) * parameter after every step, from the initial weights on, of every
+    parameter that is trained; buffers (running statistics) are copied. `model` is a network of its own, in eval
+    mode.
 
     Args:
         warmup: the decay of step k = 0, 1, ... is min(decay, (1 + k) / (10 + k)). It then lies on the device,
@@ -20,8 +21,10 @@ class EMA:
     def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         self.decay, self.warmup = decay, warmup
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
-        self._parameters = _pairs(self.model.parameters(), model.parameters())
-        self._of = dict(zip(model.parameters(), self._parameters[0], strict=True))
+        both = zip(self.model.parameters(), model.parameters(), strict=True)
+        averages, trained = zip(*((mine, now) for mine, now in both if now.requires_grad), strict=True)
+        self._parameters = _pairs(averages, trained)
+        self._of = dict(zip(trained, self._parameters[0], strict=True))
         self._buffers = [_pairs(*_of_kind(self.model, model, floating)) for floating in (True, False)]
         like = self._parameters[0][0]  # torch's fast routes want a factor of the tensors' dtype
         self._old, self._new = (torch.empty((), dtype=like.dtype, device=like.device) for _ in range(2))

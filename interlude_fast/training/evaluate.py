@@ -32,6 +32,6 @@ def evaluate_networks(
     for part, images in eval_sets.items():
         for name, network in networks.items():
             with float32_products(precision):
-                logits = predict_logits(network, images.batches(batch), preprocessing.normalize)
+                logits = predict_logits(network, images.inputs(batch, preprocessing.normalize))
             found.setdefault(part, {})[name] = detail(logits, images.labels, preprocessing.classes, seed)
     return found

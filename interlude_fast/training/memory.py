@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ from interlude_fast.methods import Method, build_method
 from interlude_fast.models import Network, Shape
 from interlude_fast.options import Precision
 
+from .checks import row_order
 from .device import autocast, image_dtype, resolve_device, resolve_precision
 from .network import build_network
 from .room import room
@@ -105,7 +106,9 @@ class Need:
         self.config, self.dataset, self.split = config, dataset, split
         t = config.train
         self.device = resolve_device(t.device)
-        self.precision: Precision = resolve_precision(t.precision, self.device, dataset.size)
+        self.precision: Precision = resolve_precision(
+            t.precision, self.device, dataset.size, config.data.pipeline == "kept"
+        )
         self.pipeline = choose_pipeline(config.data.pipeline, dataset, self.device)[0]
 
     @cached_property
@@ -128,7 +131,7 @@ class Need:
         """With another batch size or precision than configured; None where the step cannot be traced."""
         fake, method, network, _ = self._parts
         t = self.config.train
-        order = RowOrder(batch or t.batch, t.mu, method.labeled_views, method.unlabeled_views, method.layout)
+        order = replace(row_order(self.config, method), batch=batch or t.batch)
         weights, buffers = _nbytes(network.parameters()), _nbytes(network.buffers())
         o = self.config.optim
         moments = (1 if o.momentum else 0) if o.name == "sgd" else 2
@@ -159,7 +162,8 @@ class Need:
         _, method, network, average = self._parts
         dtype = image_dtype(precision)
         items = torch.zeros(order.batch, order.mu, dtype=torch.int64)
-        labels, number = torch.zeros(order.batch, dtype=torch.int64), torch.tensor(0)
+        views = len(order.labeled_views) if order.joined else 1
+        labels, number = torch.zeros(order.batch * views, dtype=torch.int64), torch.tensor(0)
         batch = Batch(self._rows(order.count, dtype), labels, order, items, number)
         network.train()
         with autocast(precision, self.device):
@@ -173,7 +177,10 @@ class Need:
             network.eval()(self._rows(rows, torch.float32))
 
     def _rows(self, count: int, dtype: torch.dtype) -> Tensor:
-        """[count, C, S, S], channels last."""
+        """[count, C, S, S], channels last; activations where the network is given these."""
+        trunk = self._parts[2].trunk
+        if trunk.kept and trunk.cut is not None:
+            return torch.empty(count, *trunk.cut.shape, dtype=dtype)
         side, channels = self.dataset.size, self.dataset.channels
         return torch.empty(count, side, side, channels, dtype=dtype).permute(0, 3, 1, 2)
 

@@ -9,14 +9,17 @@ from interlude_fast.config import ExperimentConfig
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.errors import ConfigError
 from interlude_fast.methods import Method, TaskInfo, build_method
-from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
+from interlude_fast.models import EmbeddingFusion, Network, NetworkOptions, Shape, build_model, divide
 
 
-def build_network(config: ExperimentConfig, method: Method, shape: Shape, *, fresh: bool = True) -> Network:
+def build_network(
+    config: ExperimentConfig, method: Method, shape: Shape, *, fresh: bool = True, whole: bool = False
+) -> Network:
     """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator.
 
     Args:
         fresh: False where a run's own weights are put into it: those that it once started from are not wanted.
+        whole: True for the network as it is used: not cut, with its norms as layers of their own.
 
     Raises:
         ConfigError: the network does not take such images, or weights that do not fit it.
@@ -24,14 +27,21 @@ def build_network(config: ExperimentConfig, method: Method, shape: Shape, *, fre
     fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return method.adapt(build_model(config.model.name, config.model.options, shape, fusion, fresh=fresh))
+        options = config.model.options
+        network = build_model(config.model.name, options, shape, fusion, fresh=fresh)
+        if not whole:
+            assert isinstance(options, NetworkOptions)
+            divide(network, options, shape)
+            network.kept = config.data.pipeline == "kept"
+        return method.adapt(network)
 
 
 def empty_network(config: ExperimentConfig, preprocessing: Preprocessing) -> Network:
     """The network of a configuration, for weights of a run that are put into it."""
     classes = len(preprocessing.classes)
     method = build_method(config.method.name, config.method.options, TaskInfo(classes))
-    return build_network(config, method, Shape(classes, preprocessing.channels, preprocessing.size), fresh=False)
+    shape = Shape(classes, preprocessing.channels, preprocessing.size)
+    return build_network(config, method, shape, fresh=False, whole=True)
 
 
 def check_single_rows(

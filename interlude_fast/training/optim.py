@@ -98,7 +98,7 @@ class SGD(torch.optim.Optimizer):
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Parameters by layer and by weight decay; a group's `scale` is its share of the learning rate.
+    """Trained parameters by layer and by weight decay; a group's `scale` is its share of the learning rate.
 
     Raises:
         ConfigError: layer_decay for a network whose layers have no order.
@@ -107,6 +107,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     spared = model.without_decay() if isinstance(model, Network) else set()
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # a frozen front
+            continue
         decays = config.decay_all or (parameter.ndim > 1 and name not in spared)
         groups.setdefault((scales(name), decays), []).append(parameter)
     return [

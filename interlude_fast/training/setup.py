@@ -17,6 +17,7 @@ from interlude_fast.data.augment import Policy
 from interlude_fast.data.datasets import Dataset, LoadContext, load_dataset
 from interlude_fast.data.decode import cores
 from interlude_fast.data.eval_set import EvalSet, held_out_sets
+from interlude_fast.data.kept import KeptViews
 from interlude_fast.data.manifest import manifest, read_manifest, replay
 from interlude_fast.data.pipelines import Pipeline, build_pipeline, choose_pipeline
 from interlude_fast.data.preprocessing import Preprocessing
@@ -27,9 +28,11 @@ from interlude_fast.metrics import Scores, evaluate, predict_logits, pseudo_labe
 from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 from interlude_fast.options import Precision
 
-from .checks import SettingChecks, TrainingChecks, check_machine, row_order
+from .checks import SettingChecks, TrainingChecks, check_machine, row_order, shows_strong
 from .device import float32_products, image_dtype, resolve_precision
 from .distributed import World
+from .identity import what_counts
+from .kept import keep_views
 from .optim import learning_rate_factor
 from .pace import BudgetPace, Pace
 from .parallel import SharedPace
@@ -37,33 +40,7 @@ from .selection import Selection
 from .state import TrainState
 from .ways import Stepper, build_stepper
 
-# Settings that may differ when a run is resumed: they do not change what is computed, or, as the number of
-# processes and whether their batch norms are one, are those of a job and not of the run.
-FREE_TO_CHANGE = {
-    "train": {
-        *("device", "compile", "capture", "sync_batch_norm"),
-        *("log_every", "eval_every", "checkpoint_every", "eval_batch"),
-    },
-    "data": {"root", "labeled", "unlabeled", "test", "cache", "workers"},  # the split's hash tells other images
-}
-# Checkpoints are bound to a hash of the settings, which earlier versions wrote for every dataset alike, and
-# without those of later versions.
-ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
-ADDED_LATER = {"optim": {"ema_warmup": False}}
 PSEUDO_LABELED = 2000  # images whose pseudo labels an evaluation looks at
-
-
-def what_counts(config: ExperimentConfig) -> dict[str, Any]:
-    """The settings that a run's computation depends on. Pipelines with equal bytes are one."""
-    settings = config.model_dump(mode="json")
-    settings["data"] = {**ALWAYS_COUNTED, **settings["data"]}
-    for section, keys in FREE_TO_CHANGE.items():
-        settings[section] = {k: v for k, v in settings[section].items() if k not in keys}
-    for section, defaults in ADDED_LATER.items():
-        settings[section] = {k: v for k, v in settings[section].items() if k not in defaults or v != defaults[k]}
-    settings["data"]["pipeline"] = "dali" if settings["data"]["pipeline"] == "dali" else "any but dali"
-    settings["data"]["split"].pop("file")  # the run keeps the split itself
-    return settings
 
 
 @dataclass
@@ -72,6 +49,7 @@ class Run:
 
     Attributes:
         eval_sets: "test" and "validation" images, as far as there are some.
+        kept: views that the network's frozen front has seen, where the pipeline gives their activations.
     """
 
     config: ExperimentConfig
@@ -82,6 +60,7 @@ class Run:
     eval_sets: dict[str, EvalSet]
     pipeline: Pipeline
     pipeline_choice: str
+    kept: KeptViews | None
     split_file: Path | None
     state: TrainState
     selection: Selection
@@ -100,17 +79,17 @@ class Run:
     def evaluation_seconds(self) -> float:
         """About how long `evaluate` takes, judged by one batch of images; 0 where there are none."""
         sizes, seconds = [], []
-        for images in itertools.islice(self._held_out_batches(), 2):  # the first one may allocate
+        for inputs in itertools.islice(self._held_out_inputs(), 2):  # the first one may allocate
             began = time.perf_counter()
-            predict_logits(self.state.ema.model, [images], self.normalize).sum().item()
-            sizes.append(len(images))
+            predict_logits(self.state.ema.model, [inputs]).sum().item()
+            sizes.append(len(inputs))
             seconds.append(time.perf_counter() - began)
         images_in_all = sum(map(len, self.eval_sets.values()))
         return len(self.networks()) * images_in_all * seconds[-1] / sizes[-1] if sizes else 0.0
 
-    def _held_out_batches(self) -> itertools.chain[Tensor]:
-        size = self.config.train.eval_batch
-        return itertools.chain.from_iterable(images.batches(size) for images in self.eval_sets.values())
+    def _held_out_inputs(self) -> itertools.chain[Tensor]:
+        size, normalize = self.config.train.eval_batch, self.normalize
+        return itertools.chain.from_iterable(images.inputs(size, normalize) for images in self.eval_sets.values())
 
     @property
     def normalize(self) -> Callable[[Tensor], Tensor]:
@@ -134,7 +113,7 @@ class Run:
         with float32_products(self.precision):
             return {
                 part: {
-                    name: evaluate(network, images.batches(size), images.labels, self.normalize)
+                    name: evaluate(network, images.inputs(size, self.normalize), images.labels)
                     for name, network in self.networks().items()
                 }
                 for part, images in self.eval_sets.items()
@@ -151,8 +130,13 @@ class Run:
             return {}
         count = min(len(hidden), PSEUDO_LABELED)
         sample = hidden[torch.arange(count, device=hidden.device) * len(hidden) // count]  # over all of the pool
-        images = store.batches(sample, self.config.train.eval_batch)
-        logits = predict_logits(self.state.model, images, self.normalize)
+        size = self.config.train.eval_batch
+        inputs = (
+            map(self.kept.plain, sample.split(size))
+            if self.kept
+            else map(self.normalize, store.batches(sample, size))
+        )
+        logits = predict_logits(self.state.model, inputs)
         return pseudo_label_scores(logits, store.all_labels[sample])
 
 
@@ -222,14 +206,19 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
     device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh)
     with world.first_here_then_others():
         dataset, split = load_data(config, progress, split_file, checks)
-    t = config.train
-    precision = resolve_precision(t.precision, device, dataset.size)
+    t, is_kept = config.train, config.data.pipeline == "kept"
+    precision = resolve_precision(t.precision, device, dataset.size, is_kept)
     method = build_method(config.method.name, config.method.options, task_info(config, dataset, split)).to(device)
     assert checks.network is not None
     model = checks.network.to(device).to(memory_format=torch.channels_last)
     if t.sync_batch_norm and world.size > 1:
         synchronize_batch_norms(model, device)
-    pipeline, why = _pipeline(config, dataset, split, method, world, device, precision)
+    policy, kept = view_policy(config, dataset), None
+    if is_kept:
+        kept, config = keep_views(
+            config, dataset, policy, model.trunk, device, world, progress, strong=shows_strong(config, method)
+        )
+    pipeline, why = _pipeline(config, dataset, split, method, world, device, precision, kept)
     state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
     store = pipeline.sampler.store
     if not method.every_label:  # whose split is its own, not the file's
@@ -240,9 +229,10 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         precision=precision,
         dataset=dataset,
         split=split,
-        eval_sets=held_out_sets(dataset, split, device, store.images if store.resident else None),
+        eval_sets=held_out_sets(dataset, split, device, store.images if store.resident else None, kept),
         pipeline=pipeline,
         pipeline_choice=why,
+        kept=kept,
         split_file=split_file,
         state=state,
         selection=Selection(t.select_by, t.select_network),
@@ -260,6 +250,7 @@ def _pipeline(
     world: World,
     device: torch.device,
     precision: Precision,
+    kept: KeptViews | None,
 ) -> tuple[Pipeline, str]:
     """The pipeline, and in words which one and why."""
     name, why = choose_pipeline(config.data.pipeline, dataset, device)
@@ -277,5 +268,6 @@ def _pipeline(
         workers=cores() // world.local_size if workers is None and world.size > 1 else workers,
         rank=world.rank if shared else 0,
         world=world.size if shared else 1,
+        kept=kept,
     )
     return pipeline, f"{name} ({why})"

@@ -69,7 +69,7 @@ def apply_gradients(state: TrainState) -> None:
     if state.optim.shrink:
         with torch.no_grad():
             kept = 1 - state.optim.lr * state.optim.shrink
-            torch._foreach_mul_([p.data for p in state.model.parameters()], kept)
+            torch._foreach_mul_([p.data for p in state.model.parameters() if p.requires_grad], kept)
 
 
 def _found_inf(state: TrainState) -> Tensor | None:

@@ -648,7 +648,7 @@ def test_names_that_are_no_text(tmp_path: Path, cache: Path) -> None:
 
 def test_what_is_being_built_is_not_removed(files: list[Path], cache: Path) -> None:
     key = load(files, cache).folder.name
-    with caches._lock(cache, key), pytest.raises(DataError, match="is being built"):
+    with caches.lock(cache, key), pytest.raises(DataError, match="is being built"):
         remove(cache, key)
     assert [entry.key for entry in entries(cache)] == [key]
 

@@ -10,6 +10,7 @@ import torch
 from interlude_fast.data.augment import Policy
 from interlude_fast.data.batch import RowOrder, View
 from interlude_fast.data.datasets import Dataset
+from interlude_fast.data.kept import KeptViews
 from interlude_fast.data.sampler import Sampler
 from interlude_fast.data.split import Split
 from interlude_fast.data.store import build_store
@@ -21,6 +22,7 @@ from .base import Ingredients, Pipeline
 PIPELINES: dict[str, str] = {
     "dali": "interlude_fast.data.pipelines.dali",
     "host": "interlude_fast.data.pipelines.host",
+    "kept": "interlude_fast.data.pipelines.kept",
     "resident": "interlude_fast.data.pipelines.resident",
     "torchvision": "interlude_fast.data.pipelines.torchvision",
 }
@@ -66,6 +68,7 @@ def build_pipeline(
     workers: int | None = None,
     rank: int = 0,
     world: int = 1,
+    kept: KeptViews | None = None,
 ) -> Pipeline:
     """The pipeline `name` over a dataset's images; its store is `pipeline.sampler.store`.
 
@@ -78,7 +81,7 @@ def build_pipeline(
     store = build_store(dataset, split, device, on_host=name != "resident")
     sampler = Sampler(store, order, seed, paired=policy.paired, rank=rank, world=world)
     module = importlib.import_module(PIPELINES[name])
-    pipeline: Pipeline = module.build(Ingredients(dataset, sampler, policy, seed, dtype, workers))
+    pipeline: Pipeline = module.build(Ingredients(dataset, sampler, policy, seed, dtype, workers, kept))
     return pipeline
 
 

@@ -11,6 +11,7 @@ from interlude_fast.data.augment import Policy, ViewMaker, normalization_table
 from interlude_fast.data.batch import Batch
 from interlude_fast.data.datasets import Dataset
 from interlude_fast.data.decode import cores
+from interlude_fast.data.kept import KeptViews
 from interlude_fast.data.sampler import Sampler
 
 
@@ -38,6 +39,7 @@ class Ingredients:
     Attributes:
         policy: how views are drawn. dtype: of the batch's images.
         workers: processes or threads; None: as many as there are cores.
+        kept: views that a frozen front has seen already; None where there are none.
     """
 
     dataset: Dataset
@@ -46,6 +48,7 @@ class Ingredients:
     seed: int
     dtype: torch.dtype = torch.float32
     workers: int | None = None
+    kept: KeptViews | None = None
 
     @property
     def worker_count(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -12,11 +14,19 @@ from interlude_fast.methods import Method, TaskInfo, build_method
 from interlude_fast.models import EmbeddingFusion, Network, Shape, build_model
 
 
-def build_network(config: ExperimentConfig, method: Method, shape: Shape, *, fresh: bool = True) -> Network:
+def build_network(
+    config: ExperimentConfig,
+    method: Method,
+    shape: Shape,
+    *,
+    fresh: bool = True,
+    note: Callable[[str], None] = lambda line: None,
+) -> Network:
     """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator.
 
     Args:
         fresh: False where a run's own weights are put into it: those that it once started from are not wanted.
+        note: as build_model takes it.
 
     Raises:
         ConfigError: the network does not take such images, or weights that do not fit it.
@@ -24,7 +34,8 @@ def build_network(config: ExperimentConfig, method: Method, shape: Shape, *, fre
     fusion = EmbeddingFusion(method.fusion_alpha, method.fusion_at_eval)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return method.adapt(build_model(config.model.name, config.model.options, shape, fusion, fresh=fresh))
+        model = config.model
+        return method.adapt(build_model(model.name, model.options, shape, fusion, fresh=fresh, note=note))
 
 
 def empty_network(config: ExperimentConfig, preprocessing: Preprocessing) -> Network:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interlude_fast.config import ExperimentConfig
 from interlude_fast.data.augment import Policy
-from interlude_fast.data.datasets import Dataset, LoadContext, load_dataset
+from interlude_fast.data.datasets import Dataset, LoadContext
 from interlude_fast.data.decode import cores
 from interlude_fast.data.eval_set import EvalSet, held_out_sets
 from interlude_fast.data.manifest import manifest, read_manifest, replay
@@ -30,6 +30,7 @@ from interlude_fast.options import Precision
 from .checks import SettingChecks, TrainingChecks, check_machine, row_order
 from .device import float32_products, image_dtype, resolve_precision
 from .distributed import World
+from .inputs import load_images
 from .optim import learning_rate_factor
 from .pace import BudgetPace, Pace
 from .parallel import SharedPace
@@ -49,7 +50,7 @@ FREE_TO_CHANGE = {
 # Checkpoints are bound to a hash of the settings, which earlier versions wrote for every dataset alike, and
 # without those of later versions.
 ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
-ADDED_LATER = {"optim": {"ema_warmup": False}}
+ADDED_LATER: dict[str, dict[str, Any]] = {"optim": {"ema_warmup": False}, "data": {"interpolation": None}}
 PSEUDO_LABELED = 2000  # images whose pseudo labels an evaluation looks at
 
 
@@ -177,7 +178,7 @@ def load_data(
     if file:
         read_manifest(file)
     context = LoadContext(progress or Silent(), checks.with_classes, checks.with_shape)
-    dataset = load_dataset(config.data, context=context)
+    dataset = load_images(config, context)
     split = replay(file, dataset) if file else draw_split(dataset, config.data, config.seed)
     if file and not split_file and METHODS.find(config.method.name).every_label:
         split = with_every_label(dataset, split)
@@ -219,7 +220,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         ConfigError, DataError: a setting or a dataset that does not fit.
     """
     began, world, fresh = time.monotonic(), World.current(), split_file is None
-    device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh)
+    device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh, progress)
     with world.first_here_then_others():
         dataset, split = load_data(config, progress, split_file, checks)
     t = config.train

@@ -155,7 +155,7 @@ class FilesConfig(RootConfig):
         None,
         ge=8,
         le=4096,
-        description="side that files are resized to; None: a pretrained network's, else from the files",
+        description="side of resized files; None: a pretrained network's, else from the files",
     )
     channels: Literal[1, 3] | None = Field(
         None, description="of files; None: a pretrained network's, else 1 where all are grey, else 3"

@@ -112,9 +112,8 @@ def evaluated_on(
         check_machine(job.config, world, fresh=True)
 
     def dataset_key(job: Job) -> str:
-        return data_settings(job.config).model_dump_json(
-            exclude={*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"}
-        )
+        beside = {*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"}
+        return data_settings(job.config).model_dump_json(exclude=beside)
 
     parts: dict[str, set[str]] = {}
     for _, group in groupby(sorted(jobs, key=dataset_key), key=dataset_key):

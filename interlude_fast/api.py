@@ -41,6 +41,9 @@ FLAGS = {
     "split": "data.split.file",
     "pipeline": "data.pipeline",
     "method": "method.name",
+    "model": "model.name",
+    "pretrained": "model.pretrained",
+    "weights": "model.weights",
     "seed": "seed",
     "steps": "train.steps",
     "device": "train.device",
@@ -61,6 +64,8 @@ class Flags(TypedDict, total=False):
     split: a split to replay: split.json of a run, or what `data split` wrote.
     pipeline: auto, resident, host, dali or torchvision.
     method: interlude (default), fixmatch, supervised and others, or a registered one.
+    model: wideresnet (default), efficientnet_lite0 and others, timm:<name>, or a registered one.
+    pretrained: start from the network's pretrained weights; weights: file to start from instead.
     seed: labels, weights, batches and views all follow from it. steps: training steps.
     device: auto, cpu, cuda or cuda:<i>. precision: auto, fp32, tf32, bf16 or fp16.
     compile, capture: torch.compile, and the step as one CUDA graph; default: where they are faster.
@@ -76,6 +81,9 @@ class Flags(TypedDict, total=False):
     split: Place | None
     pipeline: str | None
     method: str | None
+    model: str | None
+    pretrained: bool | None
+    weights: Place | None
     seed: int | None
     steps: int | None
     device: str | None

@@ -28,6 +28,7 @@ from .errors import ConfigError, nearest
 
 Precision = Literal["auto", "fp32", "tf32", "bf16", "fp16"]
 Fit = Literal["crop", "pad", "stretch"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos", "box"]
 SelectionMetric = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 SelectionNetwork = Literal["ema", "raw"]
 
@@ -132,7 +133,9 @@ class DataConfig(Strict):
     dataset: str = "digits"
     labels: int | None = Field(None, ge=1, description="labeled images in all; None: every one that has a label")
     unlabeled_includes_labeled: bool = True
-    mean: list[float] | None = Field(None, description="per channel, of images in [0, 1]; None: the dataset's")
+    mean: list[float] | None = Field(
+        None, description="per channel, of images in [0, 1]; None: a pretrained network's, else the dataset's"
+    )
     std: list[PositiveFloat] | None = Field(None, description="the same")
     pipeline: str = Field("auto", description="auto, or one of data/pipelines")
     workers: int | None = Field(None, ge=0, description="processes or threads that make batches; None: all cores")
@@ -163,10 +166,18 @@ class FilesConfig(RootConfig):
     """A dataset of image files, which are decoded and resized once."""
 
     size: int | None = Field(
-        None, ge=8, le=4096, description="side that files are resized to; None: from the files"
+        None,
+        ge=8,
+        le=4096,
+        description="side of resized files; None: a pretrained network's, else from the files",
     )
-    channels: Literal[1, 3] | None = Field(None, description="of files; None: 1 where all are grey, else 3")
+    channels: Literal[1, 3] | None = Field(
+        None, description="of files; None: a pretrained network's, else 1 where all are grey, else 3"
+    )
     fit: Fit = Field("crop", description="how files become square (data/images.py)")
+    interpolation: Interpolation | None = Field(
+        None, description="filter that resizes files; None: a pretrained network's, else bilinear"
+    )
     max_unreadable: float = Field(0.05, ge=0, le=1, description="share of unreadable files that is only skipped")
     cache: AbsolutePath | None = Field(
         None, description="folder of prepared images; None: data/cache.py's default"

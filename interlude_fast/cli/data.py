@@ -109,8 +109,9 @@ def cache_command(
 ) -> None:
     """Prepare a data set's images now (decode, resize, keep), or manage what was prepared."""
     from interlude_fast.data import cache
-    from interlude_fast.data.datasets import load_dataset
+    from interlude_fast.data.datasets import LoadContext
     from interlude_fast.data.progress import RichProgress
+    from interlude_fast.training.inputs import load_images
 
     if (listing or remove is not None) and not config_file and flags.get("dataset") is None:
         flags["dataset"] = "folder"  # any whose images are kept in a cache
@@ -126,6 +127,6 @@ def cache_command(
             click.echo(f"{e.key}  {shape}, {e.bytes / 1e6:,.1f} MB, used {used}")
         click.echo(f"cache: {folder}")
     else:
-        dataset = load_dataset(config.data, RichProgress(Console(stderr=True)))
+        dataset = load_images(config, LoadContext(RichProgress(Console(stderr=True))))
         where = f"prepared in {folder}" if dataset.files else "arrays: nothing to prepare"
         click.echo(f"{dataset.name}: {len(dataset.images)} images, {dataset.size} px, {where}")

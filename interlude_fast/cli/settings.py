@@ -33,6 +33,9 @@ SETTINGS = [
 ]
 SHARED = [
     *DATA,
+    click.option("--model", help="wideresnet (default), efficientnet_lite0, timm:<name> and others."),
+    click.option("--pretrained/--no-pretrained", default=None, help="Start from its pretrained weights."),
+    click.option("--weights", type=PATH, help="File to start from: safetensors or torch.save."),
     click.option("--pipeline", help="auto, resident, host, dali or torchvision."),
     click.option("--steps", type=int, help="Training steps."),
     click.option("--device", help="auto, cpu, cuda or cuda:<i>."),

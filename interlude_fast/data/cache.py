@@ -377,7 +377,9 @@ class _Build:
 
 
 def _key(facts: Sequence[FileFacts], recipe: Recipe) -> str:
-    digest = hashlib.sha256(f"{FORMAT}\n{recipe.size} {recipe.channels} {recipe.fit}\n".encode())
+    # Bilinear images keep the key that they had before there was a choice.
+    by = "" if recipe.interpolation == "bilinear" else f" {recipe.interpolation}"
+    digest = hashlib.sha256(f"{FORMAT}\n{recipe.size} {recipe.channels} {recipe.fit}{by}\n".encode())
     for fact in facts:
         digest.update((fact.digest if fact.reason is None else "unreadable").encode() + b"\n")
     return digest.hexdigest()

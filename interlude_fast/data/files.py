@@ -114,6 +114,7 @@ def dataset_from_files(
             skipped=skipped,
         ),
         fit=recipe.fit,
+        interpolation=recipe.interpolation,
         **rest,
     )
 
@@ -138,7 +139,7 @@ def choose_recipe(facts: Sequence[FileFacts], options: FilesConfig) -> Recipe:
     if size is None:
         median = float(np.median([min(f.width, f.height) for f in readable])) if readable else 8
         size = max(8, int(min(median, DEFAULT_MOST)) // 8 * 8)
-    return Recipe(size, channels, options.fit)
+    return Recipe(size, channels, options.fit, options.interpolation or "bilinear")
 
 
 def _judge_skipped(

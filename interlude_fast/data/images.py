@@ -18,7 +18,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from interlude_fast.errors import DataError
-from interlude_fast.options import Fit
+from interlude_fast.options import Fit, Interpolation
 
 # Pillow's decoders of pixels, by what a file holds and not by its name; nothing that starts other programs (EPS).
 FORMATS = {
@@ -60,18 +60,19 @@ class Recipe:
        Floating-point pixels and integers outside 0..65535 are refused.
     3. Palettes, CMYK, YCbCr, LAB and HSV become RGB; transparent parts are laid on black.
     4. `channels`: RGB to grey by Pillow's luma (299 R + 587 G + 114 B) / 1000; grey to RGB by repetition.
-    5. `fit`, with Pillow's bilinear filter, antialiased where it shrinks:
+    5. `fit`, with Pillow's filter `interpolation`, antialiased where it shrinks:
        "crop" cuts out the largest centred square and resizes it to `size`;
        "pad" resizes the longer side to `size` and puts the image in the middle of a black square;
        "stretch" resizes both sides to `size`. An image that is already `size` x `size` is not touched.
 
     Raises:
-        DataError: a size outside 1..4096, channels other than 1 and 3, or an unknown fit.
+        DataError: a size outside 1..4096, channels other than 1 and 3, or an unknown fit or interpolation.
     """
 
     size: int
     channels: int
     fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIZE:
@@ -80,6 +81,9 @@ class Recipe:
             raise DataError(f"images of {self.channels} channels: choose 1 (grey) or 3 (RGB)")
         if self.fit not in get_args(Fit):
             raise DataError(f"unknown fit '{self.fit}'; known: {', '.join(get_args(Fit))}")
+        if self.interpolation not in get_args(Interpolation):
+            known = ", ".join(get_args(Interpolation))
+            raise DataError(f"unknown interpolation '{self.interpolation}'; known: {known}")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -230,19 +234,20 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def _fit(image: Image.Image, recipe: Recipe) -> Image.Image:
     """Step 5 of the rule. No image in between is larger than both the input and the output."""
     (width, height), size = image.size, recipe.size
+    resampling = Image.Resampling[recipe.interpolation.upper()]
     if (width, height) == (size, size):
         return image
     if recipe.fit == "stretch":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
+        return image.resize((size, size), resampling)
     if recipe.fit == "crop":
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         square = image.crop((left, top, left + side, top + side))
-        return square if side == size else square.resize((size, size), Image.Resampling.BILINEAR)
+        return square if side == size else square.resize((size, size), resampling)
     side = max(width, height)
     wide, high = (max(1, (2 * part * size + side) // (2 * side)) for part in (width, height))
     if (wide, high) != (width, height):
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+        image = image.resize((wide, high), resampling)
     square = Image.new(image.mode, (size, size))
     square.paste(image, ((size - wide) // 2, (size - high) // 2))
     return square

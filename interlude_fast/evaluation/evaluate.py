@@ -17,6 +17,7 @@ from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.metrics import Scores, fgsm_errors
 from interlude_fast.models.weights import load_tensors
 from interlude_fast.training.device import float32_products
+from interlude_fast.training.inputs import as_prepared
 from interlude_fast.training.selection import BY_VALIDATION
 from interlude_fast.training.setup import load_data
 
@@ -50,8 +51,8 @@ def evaluate_run(
     folder = RunDirectory.open(path)
     config = merge_config(folder.config(), overrides or ())
     models = _models(path, folder, networks, config.train.device)
-    dataset, split = load_data(config, progress, folder.split)
     first = next(iter(models.values()))
+    dataset, split = load_data(as_prepared(config, first.preprocessing), progress, folder.split)
     eval_sets = first.held_out(dataset, split)
     on = next((part for part in HELD_OUT if part in eval_sets), "")
     if not eval_sets and fgsm:

@@ -82,6 +82,7 @@ def train_run(
                 "start it anew in another --run-dir"
             )
         run = _prepared(config, screen, folder.split)
+        _refuse_other_images(folder, run)
         load_checkpoint(folder.checkpoint, run.state, run.identity(), run.selection)
         step = run.state.step
         if world.first:
@@ -230,6 +231,17 @@ def first_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         if was != is_now:
             return f"{key} = {was}, but {is_now} is asked for now"
     return None
+
+
+def _refuse_other_images(folder: RunDirectory, run: Run) -> None:
+    """Raises CheckpointError where a run's images are no longer prepared as they were: the settings are the same,
+    but what pretrained weights want has changed with a version."""
+    before = Preprocessing.from_dict(folder.read_json("preprocessing.json"))
+    if difference := before.difference(Preprocessing.of(run.dataset)):
+        raise CheckpointError(
+            f"{folder.path} was trained on images of {difference} as now; resume it with the versions of "
+            "interlude-fast and timm that it was trained with, or start it anew in another --run-dir"
+        )
 
 
 def _refuse_changes(before: ExperimentConfig, now: ExperimentConfig) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from interlude_fast.options import AbsolutePath, Strict
+from interlude_fast.options import AbsolutePath, Interpolation, Strict
 
 from .fusion import EmbeddingFusion
 from .sharding import Shards
@@ -27,6 +28,25 @@ class Shape:
     classes: int
     channels: int = 3
     side: int = 32
+
+
+@dataclass(frozen=True)
+class PretrainedInput:
+    """The images that weights were trained on, and that they should go on to see: square, of `size` px, resized by
+    `interpolation`; mean, std: per channel, of images scaled to [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: Interpolation
+    size: int
+    channels: int = 3
+
+    def of_channels(self, channels: int) -> PretrainedInput:
+        """The same for images of another number of channels, which have the channels' average."""
+        if channels == self.channels:
+            return self
+        mean, std = ((sum(values) / len(values),) * channels for values in (self.mean, self.std))
+        return replace(self, mean=mean, std=std, channels=channels)
 
 
 class NetworkOptions(Strict):
@@ -77,6 +97,16 @@ class Network(nn.Module, ABC):
     kept: bool = False
     remarks: tuple[str, ...] = ()
     _still: tuple[nn.Module, ...] = ()
+
+    @classmethod
+    def weight_file(cls, options: Any) -> Path | None:
+        """The file that a fresh network of these options starts from."""
+        return options.weights
+
+    @classmethod
+    def pretrained_input(cls, options: Any) -> PretrainedInput | None:
+        """What the pretrained weights that these options choose want to see; None: what the dataset says."""
+        return None
 
     @abstractmethod
     def embed(self, x: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from .fusion import EmbeddingFusion
 DOWNLOAD_TIMEOUT = 10.0  # seconds without a byte
 
 
-def import_timm(wanted_by: str) -> Any:
-    """The module timm.
+def import_timm(wanted_by: str, extra: str = "timm") -> Any:
+    """The module timm, which comes with an extra of this package.
 
     Raises:
         ConfigError: it is not installed.
@@ -31,7 +31,7 @@ def import_timm(wanted_by: str) -> Any:
     try:
         import timm
     except ImportError:
-        raise ConfigError(f"model.name = {wanted_by} needs timm: pip install 'interlude-fast[timm]'") from None
+        raise ConfigError(f"model.name = {wanted_by} needs timm: pip install 'interlude-fast[{extra}]'") from None
     return timm
 
 
@@ -118,7 +118,7 @@ class TimmNetwork(TimmBacked):
         self, options: TimmOptions, shape: Shape, fusion: EmbeddingFusion, architecture: str = "resnet18"
     ) -> None:
         super().__init__()
-        self.name, self.fusion = f"timm:{architecture}", fusion
+        self.name, self.fusion = self._name(architecture), fusion
         self.net = self._create(architecture, options.pretrained, shape)
         first_head = self.net.default_cfg.get("classifier") or "head"
         self.classifier = f"net.{first_head if isinstance(first_head, str) else first_head[0]}"
@@ -132,6 +132,10 @@ class TimmNetwork(TimmBacked):
         self.embedding_size = self._try_out(shape, place, module)
         if module is not None:
             fusion.attach(module)
+
+    def _name(self, architecture: str) -> str:
+        """As the configuration has it."""
+        return f"timm:{architecture}"
 
     def _create(self, architecture: str, pretrained: bool, shape: Shape) -> Any:
         timm = check_architecture(architecture)

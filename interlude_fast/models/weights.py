@@ -30,8 +30,11 @@ def load_tensors(path: Path, device: str = "cpu") -> tuple[dict[str, Tensor], di
         raise CheckpointError(f"{path} is cut short or not a safetensors file ({error})") from None
 
 
-def check_weight_file(path: Path) -> dict[str, Tensor]:
+def check_weight_file(path: Path, setting: str = "model.weights") -> dict[str, Tensor]:
     """The tensors of a file that a network is to start from.
+
+    Args:
+        setting: what asks for the file.
 
     Raises:
         ConfigError: no such file, not one of weights, or weights that are not finite.
@@ -40,29 +43,46 @@ def check_weight_file(path: Path) -> dict[str, Tensor]:
         found = _read(path)
         refuse_non_finite(path, found)
     except CheckpointError as error:
-        raise ConfigError(f"model.weights: {error}") from None
+        raise ConfigError(f"{setting}: {error}") from None
     return found
 
 
 @torch.no_grad()
-def start_from(network: Network, path: Path) -> None:
+def start_from(network: Network, path: Path, setting: str = "model.weights") -> str:
     """Put a file's weights into a network: a safetensors file's, or those of a checkpoint of torch.save, of which
     nothing is run. Its classifier keeps its fresh values where the file has none or one of another shape (K
     differs).
 
+    Args:
+        setting: what asks for the file.
+
+    Returns:
+        a line that says so where the classifier keeps its fresh values, else "".
+
     Raises:
         ConfigError: no such file, or it is another network's: the first name that tells so.
     """
-    found = check_weight_file(path)
+    found, line = check_weight_file(path, setting), ""
     released, weights = _under_our_names(found)
     weights = network.fit_weights(_backbone(weights))
     own = network.state_dict()
     head = {name for name in own if name.startswith(f"{network.classifier}.")}
     if any(name not in weights or weights[name].shape != own[name].shape for name in head):
+        line = f"{setting}: {path} has {_classifier(head, own, weights)}; the classifier begins with fresh values"
         own, weights = ({n: v for n, v in side.items() if n not in head} for side in (own, weights))
-    _refuse_another_network(path, own, weights, released)
+    _refuse_another_network(path, setting, own, weights, released)
     for name, value in weights.items():
         own[name].copy_(value)
+    return line
+
+
+def _classifier(head: set[str], own: dict[str, Tensor], weights: dict[str, Tensor]) -> str:
+    """What a file has instead of a classifier that fits, in words."""
+    name = next((n for n in sorted(head) if n in weights and weights[n].shape != own[n].shape), "")
+    if not name or not weights[name].ndim:
+        return "no classifier"
+    theirs, ours = len(weights[name]), len(own[name])
+    return f"a classifier of {theirs} classes, not {ours}" if theirs != ours else "another classifier"
 
 
 def _read(path: Path) -> dict[str, Tensor]:
@@ -97,7 +117,7 @@ def _backbone(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _refuse_another_network(
-    path: Path, own: dict[str, Tensor], weights: dict[str, Tensor], released: Released | None
+    path: Path, setting: str, own: dict[str, Tensor], weights: dict[str, Tensor], released: Released | None
 ) -> None:
     advice = "set model.name and its options to those of the network that the file was saved from"
     if released:
@@ -106,10 +126,10 @@ def _refuse_another_network(
         if name not in weights:
             # Files of old torch versions lack the counter, which only batch norms without momentum read.
             if not name.endswith("num_batches_tracked"):
-                raise ConfigError(f"model.weights: {path} lacks {name} of this network; {advice}")
+                raise ConfigError(f"{setting}: {path} lacks {name} of this network; {advice}")
         elif weights[name].shape != value.shape:
             theirs, ours = list(weights[name].shape), list(value.shape)
-            raise ConfigError(f"model.weights: {name} is {theirs} in {path} and {ours} in this network; {advice}")
+            raise ConfigError(f"{setting}: {name} is {theirs} in {path} and {ours} in this network; {advice}")
     for name in weights:
         if name not in own:
-            raise ConfigError(f"model.weights: {path} holds {name}, which this network has not; {advice}")
+            raise ConfigError(f"{setting}: {path} holds {name}, which this network has not; {advice}")

@@ -12,10 +12,10 @@ from typing import Literal
 from rich.console import Console
 
 from interlude_fast.config import ExperimentConfig
-from interlude_fast.data.datasets import Listing, LoadContext, load_dataset
+from interlude_fast.data.datasets import Listing, LoadContext
 from interlude_fast.data.eval_set import HELD_OUT
 from interlude_fast.data.manifest import replay
-from interlude_fast.data.progress import RichProgress
+from interlude_fast.data.progress import Progress, RichProgress
 from interlude_fast.data.split import Split, draw_split
 from interlude_fast.errors import CheckpointError, InterludeError
 from interlude_fast.experiment.result import Result
@@ -24,6 +24,7 @@ from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.training.checks import TrainingChecks, check_machine
 from interlude_fast.training.distributed import World
 from interlude_fast.training.identity import what_counts
+from interlude_fast.training.inputs import data_settings, load_images
 
 Standing = Literal["new", "stopped", "finished"]
 # Settings that do not change a data set or its split.
@@ -111,14 +112,16 @@ def evaluated_on(
         check_machine(job.config, world, fresh=True)
 
     def dataset_key(job: Job) -> str:
-        return job.config.data.model_dump_json(exclude={*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"})
+        beside = {*NOT_OF_DATA, "labels", "unlabeled_includes_labeled"}
+        return data_settings(job.config).model_dump_json(exclude=beside)
 
     parts: dict[str, set[str]] = {}
     for _, group in groupby(sorted(jobs, key=dataset_key), key=dataset_key):
         of_dataset, splits = list(group), dict[str, set[str]]()
-        checks = _Checks(of_dataset, world, enough)
-        context = LoadContext(RichProgress(console or Console(quiet=True)), checks.with_classes, checks.with_shape)
-        dataset = load_dataset(of_dataset[0].config.data, context=context)
+        progress = RichProgress(console or Console(quiet=True))
+        checks = _Checks(of_dataset, world, enough, progress)
+        context = LoadContext(progress, checks.with_classes, checks.with_shape)
+        dataset = load_images(of_dataset[0].config, context)
         for job in of_dataset:
             data, seed = job.config.data, job.config.seed
             key = f"{seed} {data.model_dump_json(exclude=NOT_OF_DATA)}"
@@ -137,9 +140,11 @@ def _parts(split: Split) -> set[str]:
 class _Checks:
     """TrainingChecks of several jobs on one dataset; networks that differ in their seed alone are built once."""
 
-    def __init__(self, jobs: Sequence[Job], world: World, enough: Callable[[Job, set[str]], None]) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], world: World, enough: Callable[[Job, set[str]], None], progress: Progress
+    ) -> None:
         self.jobs, self.enough = jobs, enough
-        self.checks = [TrainingChecks(job.config, world, fresh=True) for job in jobs]
+        self.checks = [TrainingChecks(job.config, world, True, progress) for job in jobs]
 
     def with_classes(self, listing: Listing) -> None:
         for job, check in zip(self.jobs, self.checks, strict=True):

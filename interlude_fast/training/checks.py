@@ -8,11 +8,11 @@ from interlude_fast.config import ExperimentConfig
 from interlude_fast.data.batch import RowOrder
 from interlude_fast.data.datasets import Listing
 from interlude_fast.data.pipelines import check_pipeline
+from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.data.sampler import check_unlabeled
 from interlude_fast.data.split import draw_split
 from interlude_fast.methods import METHODS, Method, TaskInfo, build_method
-from interlude_fast.models import Network, NetworkOptions, Shape
-from interlude_fast.models.weights import check_weight_file
+from interlude_fast.models import Network, Shape, check_weights
 
 from .device import resolve_precision
 from .distributed import World
@@ -35,9 +35,8 @@ def check_machine(config: ExperimentConfig, world: World, fresh: bool) -> torch.
         resolve_precision(t.precision, device)
     choose(t, device.type, method.cannot_compile, alone=world.size == 1)
     check_pipeline(config.data.pipeline, (*method.labeled_views, *method.unlabeled_views))
-    options = config.model.options
-    if fresh and isinstance(options, NetworkOptions) and options.weights is not None:
-        check_weight_file(options.weights)
+    if fresh:
+        check_weights(config.model.name, config.model.options)
     return device
 
 
@@ -71,14 +70,17 @@ class TrainingChecks(SettingChecks):
 
     Args:
         fresh: whether the network starts from the weights that the configuration names.
+        progress: is told of weights that are downloaded or left out in part.
 
     Attributes:
         network: as it was built for the images' shape, which is `shape`; None before that is known.
     """
 
-    def __init__(self, config: ExperimentConfig, world: World, fresh: bool) -> None:
+    def __init__(
+        self, config: ExperimentConfig, world: World, fresh: bool, progress: Progress | None = None
+    ) -> None:
         super().__init__(config)
-        self.world, self.fresh = world, fresh
+        self.world, self.fresh, self.progress = world, fresh, progress or Silent()
         self.shape: Shape | None = None
         self.network: Network | None = None
 
@@ -95,7 +97,7 @@ class TrainingChecks(SettingChecks):
             return
         config = self.config
         method = build_method(config.method.name, config.method.options, TaskInfo(shape.classes))
-        network = build_network(config, method, shape, fresh=self.fresh)
+        network = build_network(config, method, shape, fresh=self.fresh, note=self.progress.note)
         parameter_groups(network, config.optim)
         check_single_rows(config, method, network, row_order(config, method).count, self.world.size)
         self.shape, self.network = shape, network

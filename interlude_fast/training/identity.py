@@ -21,7 +21,7 @@ FREE_TO_CHANGE = {
 ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
 ADDED_LATER: dict[str, dict[str, Any]] = {
     "augment": {"label_strong": False},
-    "data": {"kept": KeptConfig().model_dump(mode="json")},
+    "data": {"interpolation": None, "kept": KeptConfig().model_dump(mode="json")},
     "model": {"cut": None, "norm": "train", "head": "fresh"},
     "optim": {"ema_warmup": False},
 }

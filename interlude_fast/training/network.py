@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -13,13 +15,20 @@ from interlude_fast.models import EmbeddingFusion, Network, NetworkOptions, Shap
 
 
 def build_network(
-    config: ExperimentConfig, method: Method, shape: Shape, *, fresh: bool = True, whole: bool = False
+    config: ExperimentConfig,
+    method: Method,
+    shape: Shape,
+    *,
+    fresh: bool = True,
+    whole: bool = False,
+    note: Callable[[str], None] = lambda line: None,
 ) -> Network:
     """The network that `method` trains, its weights drawn from the seed alone, not from torch's generator.
 
     Args:
         fresh: False where a run's own weights are put into it: those that it once started from are not wanted.
         whole: True for the network as it is used: not cut, with its norms as layers of their own.
+        note: as build_model takes it.
 
     Raises:
         ConfigError: the network does not take such images, or weights that do not fit it.
@@ -28,7 +37,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         options = config.model.options
-        network = build_model(config.model.name, options, shape, fusion, fresh=fresh)
+        network = build_model(config.model.name, options, shape, fusion, fresh=fresh, note=note)
         if not whole:
             assert isinstance(options, NetworkOptions)
             divide(network, options, shape)

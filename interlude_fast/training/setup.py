@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from interlude_fast.config import ExperimentConfig
 from interlude_fast.data.augment import Policy
-from interlude_fast.data.datasets import Dataset, LoadContext, load_dataset
+from interlude_fast.data.datasets import Dataset, LoadContext
 from interlude_fast.data.decode import cores
 from interlude_fast.data.eval_set import EvalSet, held_out_sets
 from interlude_fast.data.kept import KeptViews
@@ -32,6 +32,7 @@ from .checks import SettingChecks, TrainingChecks, check_machine, row_order, sho
 from .device import float32_products, image_dtype, resolve_precision
 from .distributed import World
 from .identity import what_counts
+from .inputs import load_images
 from .kept import keep_views
 from .optim import learning_rate_factor
 from .pace import BudgetPace, Pace
@@ -161,7 +162,7 @@ def load_data(
     if file:
         read_manifest(file)
     context = LoadContext(progress or Silent(), checks.with_classes, checks.with_shape)
-    dataset = load_dataset(config.data, context=context)
+    dataset = load_images(config, context)
     split = replay(file, dataset) if file else draw_split(dataset, config.data, config.seed)
     if file and not split_file and METHODS.find(config.method.name).every_label:
         split = with_every_label(dataset, split)
@@ -203,7 +204,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         ConfigError, DataError: a setting or a dataset that does not fit.
     """
     began, world, fresh = time.monotonic(), World.current(), split_file is None
-    device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh)
+    device, checks = check_machine(config, world, fresh), TrainingChecks(config, world, fresh, progress)
     with world.first_here_then_others():
         dataset, split = load_data(config, progress, split_file, checks)
     t, is_kept = config.train, config.data.pipeline == "kept"

@@ -19,6 +19,9 @@ NETWORKS: list[tuple[str, dict[str, Any], bool]] = [
     ("wideresnet", {"depth": 10, "width": 1, "form": "torchssl", "stages": 4, "first_stride": 2}, True),
     ("conv_large", {}, True),
     ("shake_shake", {}, True),
+    ("efficientnet_lite0", {"pretrained": False}, True),
+    ("efficientnet_lite1", {"pretrained": False}, True),
+    ("efficientnet_lite2", {"pretrained": False}, True),
     ("vit", {"size": "tiny", "patch": 8}, False),
     ("timm:resnet10t", {}, True),
     ("timm:vit_tiny_patch16_224", {}, False),
@@ -29,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def build(name: str, options: dict[str, Any], alpha: float = 0.0, channels: int = 3, side: int = 32) -> Network:
-    if name == "vit" or name.startswith("timm:"):
+    if name == "vit" or name.startswith(("timm:", "efficientnet")):
         pytest.importorskip("timm")
     torch.manual_seed(0)
     return build_model(name, options, Shape(5, channels, side), EmbeddingFusion(alpha))

@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.errors import ConfigError, DataError, nearest
-from interlude_fast.options import DataConfig, Fit, validate
+from interlude_fast.options import DataConfig, Fit, Interpolation, validate
 from interlude_fast.registry import Registry
 
 # name -> module or object with `Options`, the DataConfig that it reads, and `load(options, context) -> Dataset`.
@@ -132,7 +132,7 @@ class Dataset(Listing):
         mean, std: per channel, of images scaled to [0, 1].
         flip: whether a mirrored image keeps its class.
         files: where the images come from, or None for arrays.
-        fit: how images of other shapes become square (data/images.py).
+        fit, interpolation: how images of other shapes become square (data/images.py).
     """
 
     images: np.ndarray
@@ -141,6 +141,7 @@ class Dataset(Listing):
     flip: bool = True
     files: Files | None = field(default=None, repr=False)
     fit: Fit = "crop"
+    interpolation: Interpolation = "bilinear"
 
     @property
     def size(self) -> int:

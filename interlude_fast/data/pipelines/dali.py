@@ -263,10 +263,13 @@ def _decoded_by_dali(dataset: Dataset) -> np.ndarray:
         return np.zeros(len(dataset.images), dtype=bool)
     pairs = zip(files.paths, files.modes, strict=True)
     found = np.array([mode in MODES and _decodes(files.root / path) for path, mode in pairs])
+    if dataset.interpolation != "bilinear":  # the only filter of its graph
+        found &= (files.sizes == dataset.size).all(1)
     if not found.all():
         warnings.warn(
             f"pipeline dali decodes {found.sum():,} of {len(found):,} files; the others' pixels come prepared, "
-            f"as the data set's cache has them (formats {' '.join(SUFFIXES)}, modes {' '.join(MODES)})",
+            f"as the data set's cache has them (formats {' '.join(SUFFIXES)}, modes {' '.join(MODES)}, resized "
+            "bilinearly)",
             stacklevel=2,
         )
     return found

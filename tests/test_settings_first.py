@@ -44,6 +44,8 @@ ALONE = [
     ("data.mean=[0.5] data.channels=3", r"data\.channels = 3"),
     ("data.extra=true", r"data\.extra = True means nothing to the dataset 'folder'"),
     ("data.pipeline=pillow", "unknown pipeline 'pillow'"),
+    ("data.interpolation=cubic", r"data\.interpolation = .cubic.: input should be"),
+    ("model.pretrained=true", r"unknown key .model\.pretrained."),
     ("optim.schedule=steps", r"wants optim\.milestones"),
     ("optim.milestones=[3]", r"optim\.milestones are read by"),
     ("optim.warmup=40000", "never reaches optim.lr"),

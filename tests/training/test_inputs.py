@@ -13,7 +13,7 @@ from PIL import Image
 
 from interlude_fast.cli.main import main
 from interlude_fast.config import ExperimentConfig, load
-from interlude_fast.data.cache import FileFacts, _key
+from interlude_fast.data.cache import FileFacts, _key, entries
 from interlude_fast.data.datasets import LoadContext, from_arrays, register_dataset
 from interlude_fast.data.images import Recipe, prepare
 from interlude_fast.data.preprocessing import Preprocessing
@@ -23,6 +23,7 @@ from interlude_fast.evaluation.trained_model import TrainedModel
 from interlude_fast.experiment.run import train_run
 from interlude_fast.options import DataConfig
 from interlude_fast.settings_files import parse_assignment
+from interlude_fast.sweeps.jobs import Job, evaluated_on
 from interlude_fast.training.inputs import data_settings, load_images
 from interlude_fast.training.setup import what_counts
 from tests.helpers import image_names, write_images
@@ -118,6 +119,26 @@ def test_old_caches_and_old_runs_stay_valid(photos: Path) -> None:
     assert what_counts(config(photos, "data.interpolation=box"))["data"]["interpolation"] == "box"
 
 
+@pytest.mark.filterwarnings("ignore:pipeline dali decodes")
+def test_dali_leaves_to_pillow_what_it_does_not_resize_alike(photos: Path) -> None:
+    from interlude_fast.data.pipelines.dali import _decoded_by_dali
+
+    write_images(photos, ["cat/square.png"], (16, 16))
+    for name, count in (("bilinear", 13), ("bicubic", 1)):
+        dataset = load_images(config(photos, f"data.size=16 data.interpolation={name}"))
+        assert _decoded_by_dali(dataset).sum() == count
+
+
+def test_runs_of_several_networks_are_each_judged_by_their_own_images(photos: Path, tmp_path: Path) -> None:
+    text = f"data.split.test=4 method.name=supervised model.pretrained=false {SHORT}"
+    base = config(photos, text)
+    sized = config(photos, f"{text} data.size=16 model.pretrained=true")
+    parts = evaluated_on([Job("files", base), Job("weights", sized), Job("both", sized)])
+    assert parts == {name: {"test"} for name in ("files", "weights", "both")}
+    sides = {entry.size for entry in entries(tmp_path / "c")}
+    assert sides == {24, 16}
+
+
 class Listener:
     """Keeps the notes of a Progress."""
 
@@ -187,7 +208,7 @@ def test_a_run_says_that_the_classifier_is_fresh(photos: Path, tmp_path: Path) -
     first, listener = tmp_path / "first", Listener()
     text = f"data.size=16 model.depth=10 model.width=1 method.name=supervised {SHORT}"
     train_run(config(photos, text, "wideresnet"), first)
-    write_images(photos, ["emu/1.png", "emu/2.png"])
+    write_images(photos, ["emu/1.png", "emu/2.png"], mode="L")
     from interlude_fast.training.setup import prepare as prepare_run
 
     weights = first / "weights" / "ema.safetensors"

@@ -15,8 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import compare, evaluate, import_checkpoint, load_config, load_model, predict, sweep, train
+    from .api import compare, embed, evaluate, import_checkpoint, load_config, load_model, predict, sweep, train
     from .data.datasets import Dataset, register_dataset
+    from .evaluation.embeddings import Embeddings
     from .evaluation.predict import Predictions
     from .evaluation.trained_model import TrainedModel
     from .experiment.result import Result
@@ -31,14 +32,13 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 
 # name -> module of this package
 _PLACES = {
-    **dict.fromkeys(
-        ("compare", "evaluate", "import_checkpoint", "load_config", "load_model", "predict", "sweep", "train"),
-        "api",
-    ),
+    **dict.fromkeys(("compare", "embed", "evaluate", "import_checkpoint", "load_config", "load_model"), "api"),
+    **dict.fromkeys(("predict", "sweep", "train"), "api"),
     **dict.fromkeys(("Dataset", "register_dataset"), "data.datasets"),
     **dict.fromkeys(("Losses", "Method", "TaskInfo", "register_method"), "methods"),
     **dict.fromkeys(("Network", "NetworkOptions", "register_network"), "models"),
     **dict.fromkeys(("DataConfig", "Strict"), "options"),
+    "Embeddings": "evaluation.embeddings",
     "Predictions": "evaluation.predict",
     "Result": "experiment.result",
     "TrainedModel": "evaluation.trained_model",
@@ -47,6 +47,7 @@ _PLACES = {
 __all__ = [
     "DataConfig",
     "Dataset",
+    "Embeddings",
     "Losses",
     "Method",
     "Network",
@@ -57,6 +58,7 @@ __all__ = [
     "TaskInfo",
     "TrainedModel",
     "compare",
+    "embed",
     "evaluate",
     "import_checkpoint",
     "load_config",

@@ -18,6 +18,7 @@ from interlude_fast.settings_files import nested, parse_assignment
 if TYPE_CHECKING:
     import numpy as np
 
+    from interlude_fast.evaluation.embeddings import Embeddings
     from interlude_fast.evaluation.predict import Predictions
     from interlude_fast.evaluation.trained_model import TrainedModel
     from interlude_fast.experiment.import_checkpoint import Imported
@@ -301,6 +302,45 @@ def predict(
         InterludeError: not a finished run's folder, a path that does not exist, or no image that can be read.
     """
     return load_model(run, network, device).predict(images, _progress(quiet))
+
+
+def embed(
+    run_or_model: Place,
+    images: Place | Sequence[Place] | np.ndarray,
+    out: Place | None = None,
+    *,
+    network: str | None = None,
+    device: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Embeddings:
+    """What a frozen network makes of images: `.embeddings` float32 [N, D], `.paths`, of a run `.probabilities`.
+
+    Args:
+        run_or_model: a run directory, or the name of a network with pretrained weights, e.g. "timm:resnet18".
+        images: as predict takes them; those that cannot be read are in `.skipped` and have no row.
+        out: a file to keep them in, .npz or .parquet. overwrite: replace it where there is one.
+        network, device: as load_model takes them; network is of a run alone.
+
+    Raises:
+        InterludeError: neither a run nor such a network, a path that does not exist, no image that can be read, or
+            a file that is there or cannot be written. `out` is judged before any image is read.
+    """
+    from interlude_fast.evaluation.embeddings import check_suffix
+    from interlude_fast.evaluation.frozen import given_images
+    from interlude_fast.evaluation.pretrained import load_network
+    from interlude_fast.training.checkpoint import write_atomically
+
+    file = Path(out) if out is not None else None
+    if file is not None:
+        check_suffix(file)
+        if file.exists() and not overwrite:
+            raise ConfigError(f"{file} exists; overwrite=True replaces it")
+    source = given_images(images)  # before weights are read or downloaded
+    found = load_network(run_or_model, network, device).embeddings(source, _progress(quiet))
+    if file is not None:
+        write_atomically(file, found.encoded(file.suffix))
+    return found
 
 
 def import_checkpoint(

@@ -25,6 +25,7 @@ COMMANDS = {
     "compare": "compare",
     "data": "data",
     "doctor": "doctor",
+    "embed": "embed",
     "eval": "evaluate",
     "import": "importing",
     "parity": "parity",

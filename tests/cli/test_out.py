@@ -20,6 +20,7 @@ COMMANDS = {
     "preview": ["data", "preview", "--dataset", "digitz", "--out"],
     "inspect": ["data", "inspect", "--dataset", "digitz", "--json"],
     "eval": ["eval", "nowhere", "--out"],
+    "embed": ["embed", "nowhere", "image.png", "--out"],
     "predict": ["predict", "nowhere", "image.png", "--out"],
 }
 

@@ -15,7 +15,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .api import compare, embed, evaluate, import_checkpoint, load_config, load_model, predict, sweep, train
+    from .api import (
+        compare,
+        embed,
+        evaluate,
+        import_checkpoint,
+        load_config,
+        load_model,
+        predict,
+        probe,
+        sweep,
+        train,
+    )
     from .data.datasets import Dataset, register_dataset
     from .evaluation.embeddings import Embeddings
     from .evaluation.predict import Predictions
@@ -33,7 +44,7 @@ except PackageNotFoundError:  # run from a source tree that was not installed
 # name -> module of this package
 _PLACES = {
     **dict.fromkeys(("compare", "embed", "evaluate", "import_checkpoint", "load_config", "load_model"), "api"),
-    **dict.fromkeys(("predict", "sweep", "train"), "api"),
+    **dict.fromkeys(("predict", "probe", "sweep", "train"), "api"),
     **dict.fromkeys(("Dataset", "register_dataset"), "data.datasets"),
     **dict.fromkeys(("Losses", "Method", "TaskInfo", "register_method"), "methods"),
     **dict.fromkeys(("Network", "NetworkOptions", "register_network"), "models"),
@@ -64,6 +75,7 @@ __all__ = [
     "load_config",
     "load_model",
     "predict",
+    "probe",
     "register_dataset",
     "register_method",
     "register_network",

@@ -33,6 +33,7 @@ Settings = Mapping[str, Any] | Sequence[str]
 
 # flag -> the setting that it overrides
 FLAGS = {
+    "data": "data.root",
     "dataset": "data.dataset",
     "labels": "data.labels",
     "data_root": "data.root",
@@ -53,11 +54,14 @@ FLAGS = {
     "capture": "train.capture",
     "budget": "train.budget",
 }
+# suffix of a file -> dataset
+KINDS = {".csv": "csv", ".tsv": "csv", ".npz": "npz", ".npy": "npz"}
 
 
 class Flags(TypedDict, total=False):
     """Settings that have a flag of their own; None is as if it were not given.
 
+    data: a folder of images, a table (.csv) or arrays (.npz, .npy): data_root and its kind of dataset in one.
     dataset: digits (default), cifar10, cifar100, svhn, stl10, tmed2, folder, csv, npz, or a registered one.
     labels: labeled images in all; default: the preset's, or all that have one.
     data_root: folder or file of the dataset's local copy.
@@ -73,6 +77,7 @@ class Flags(TypedDict, total=False):
     budget: wall time, e.g. "30m" or seconds: the schedule is scaled to end in it.
     """
 
+    data: Place | None
     dataset: str | None
     labels: int | None
     data_root: Place | None
@@ -106,12 +111,29 @@ def overrides(set: Settings = (), flags: Mapping[str, Any] | None = None) -> lis
         asked = [nested(key, str(value) if isinstance(value, Path) else value) for key, value in set.items()]
     else:
         asked = [parse_assignment(text) for text in ([set] if isinstance(set, str) else set)]
+    asked += _data_argument(flags or {})
     for name, value in (flags or {}).items():
         if name not in FLAGS:
             raise ConfigError(f"unknown keyword '{name}'{nearest(name, FLAGS)}; other settings: set={{...}}")
         if value is not None:
             asked.append(nested(FLAGS[name], str(value) if isinstance(value, Path) else value))
     return asked
+
+
+def _data_argument(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The kind of dataset that `data` names, where no flag says it.
+
+    Raises:
+        ConfigError: `data` beside other flags that say where the images are.
+    """
+    if (data := flags.get("data")) is None:
+        return []
+    beside = [name for name in ("data_root", "labeled", "unlabeled", "test") if flags.get(name) is not None]
+    if beside:
+        flag = beside[0].replace("_", "-")
+        raise ConfigError(f"{data} and --{flag} both say where the images are; drop one of them")
+    kind = KINDS.get(Path(data).suffix.lower(), "folder")
+    return [] if flags.get("dataset") else [nested("data.dataset", kind)]
 
 
 def load_config(config: Place | None = None, set: Settings = (), **flags: Unpack[Flags]) -> ExperimentConfig:
@@ -155,6 +177,31 @@ def train(
     asked = overrides(set, flags)
     wanted = runs.resume_config(directory, file, asked) if resume else configuration.load(file, asked)
     return runs.train_run(wanted, directory, resume=resume, console=_console(quiet))
+
+
+def probe(
+    data: Place | None = None,
+    *,
+    run_dir: Place | None = None,
+    config: Place | None = None,
+    set: Settings = (),
+    quiet: bool = False,
+    **flags: Unpack[Flags],
+) -> Result:
+    """What the features of a pretrained network are worth as they are: logistic regression on the embeddings of the
+    labeled images, and nearest neighbours. Leaves a run as train does, for predict, evaluate and load_model.
+
+    Args:
+        data: as the flag. run_dir, config, set, quiet, flags: as train takes them.
+
+    Returns:
+        Result: `.scores["test"]["probe"]` and `["knn"]` with intervals; "ema" and "raw" are the probe's network.
+
+    Raises:
+        InterludeError: as train.
+    """
+    given: dict[str, Any] = {**flags, "data": data or flags.get("data"), "method": "probe"}
+    return train(run_dir=run_dir, config=config, set=set, quiet=quiet, **given)
 
 
 def sweep(

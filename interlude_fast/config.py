@@ -36,8 +36,9 @@ from .methods import METHODS
 from .methods import resolve_options as resolve_method_options
 from .models import resolve_options as resolve_model_options
 from .options import AugmentConfig, DataConfig, OptimConfig, Strict, TrainConfig, validate
-from .presets import preset, read_user_file
-from .settings_files import find_setting, merge
+from .presets import dataset_base, for_network, preset, read_user_file
+from .settings_files import merge
+from .unread import unread_settings
 
 DEFAULT_DATASET, DEFAULT_METHOD, DEFAULT_NETWORK = "digits", "interlude", "wideresnet"
 
@@ -127,12 +128,27 @@ class ExperimentConfig(Strict):
             raise ConfigError(
                 "data.pipeline = kept wants a frozen front: set model.cut, e.g. --set model.cut=auto"
             )
+        self._check_fitted(METHODS.find(self.method.name).fitted)
         if self.train.precision == "fp16" and self.optim.shrink and self.optim.name != "sgd":
             # A step whose gradients overflow would shrink the weights all the same.
             raise ConfigError(
                 f"optim.shrink with optim.name = {self.optim.name} has no fp16; use precision bf16 or fp32"
             )
         return self
+
+    def _check_fitted(self, fitted: bool) -> None:
+        """Raises ConfigError where a method without steps has something to train, or features are random."""
+        options, name = self.model.options, self.method.name
+        if fitted and (getattr(options, "cut", None), getattr(options, "head", None)) != ("classifier", "probe"):
+            raise ConfigError(
+                f"{name} trains nothing but a classifier: it wants model.cut=classifier, model.head=probe"
+            )
+        own = getattr(options, "weights", None) or getattr(options, "pretrained", False)
+        if not own and getattr(options, "head", None) == "probe":
+            raise ConfigError(
+                f"model.head = probe wants pretrained features, and {self.model.name} starts from random ones: "
+                "use --model efficientnet_lite0, --pretrained with a network of timm, or --weights FILE"
+            )
 
     def check_steps(self) -> None:
         """Raises ConfigError where the schedule or the method's options do not fit the length of the run."""
@@ -189,13 +205,19 @@ def _layers(file: Path | None, overrides: Iterable[dict[str, Any]]) -> tuple[dic
     if "dataset" not in data and any(data.get(key) for key in ("labeled", "unlabeled", "test")):
         asked = merge(asked, {"data": {"dataset": "folder"}})
         data = asked["data"]
-    dataset, name = data.get("dataset", DEFAULT_DATASET), method.get("name", DEFAULT_METHOD)
-    if not isinstance(dataset, str) or not isinstance(name, str):
-        raise ConfigError(f"data.dataset and method.name are names, got {dataset!r} and {name!r}")
+    dataset = data.get("dataset", DEFAULT_DATASET)
+    if not isinstance(dataset, str):
+        raise ConfigError(f"data.dataset is a name, got {dataset!r}")
     if is_preset:
         return asked, of_file, str(file)
+    network = _section(asked, "model", "name")
+    base = dataset_base(dataset, network)
+    name = method.get("name", base.settings.get("method", {}).get("name", DEFAULT_METHOD))
+    if not isinstance(name, str):
+        raise ConfigError(f"method.name is a name, got {name!r}")
     labels = validate(DataConfig, {"labels": data.get("labels")}, "data").labels
-    return asked, *preset(dataset, name, labels)
+    under, note = preset(base, name, labels)
+    return asked, for_network(under, network), note
 
 
 def _one_way_to_choose_labels(asked: dict[str, Any], values: dict[str, Any]) -> None:
@@ -212,46 +234,6 @@ def _one_way_to_choose_labels(asked: dict[str, Any], values: dict[str, Any]) -> 
     if beside:
         raise ConfigError(f"data.split.{key} says which images are labeled; drop {' and '.join(beside)}")
     values["data"] = {**values["data"], "labels": None}
-
-
-def unread_settings(asked: dict[str, Any], under: dict[str, Any], config: ExperimentConfig) -> dict[str, str]:
-    """A line for every setting that is asked for, differs from what lies under it, and is read by nothing.
-
-    Args:
-        asked, under: nested settings: what the user says, and the preset below.
-    """
-    method, name = METHODS.find(config.method.name), config.method.name
-    rules: dict[str, list[str]] = {}
-    if not method.unlabeled_views:
-        keys = ["train.mu", "data.unlabeled_includes_labeled", "augment.paired"]
-        keys += ["data.split.unlabeled_imbalance", "data.split.unlabeled_largest"]
-        rules[f"to {name}, which sees no unlabeled images"] = keys
-    if not {*method.labeled_views, *method.unlabeled_views} & {"strong", "strong2"}:
-        rules[f"to {name}, which sees no strong view"] = [f"augment.{k}" for k in ("form", "n", "m", "cutout")]
-    if not method.fuses(config.method.options):
-        keys = [key for key in type(config.model.options).model_fields if key.startswith("fusion_")]
-        rules[f"where {name} fuses no embeddings"] = [f"model.{key}" for key in keys]
-    if method.every_label:
-        rules[f"to {name}, which trains with every label"] = [
-            "data.labels",
-            "data.split.kind",
-            "data.split.counts",
-        ]
-    sections: dict[str, type[Strict]] = {"train": TrainConfig, "data": DataConfig, "augment": AugmentConfig}
-    sections["model"] = type(config.model.options)
-    defaults: dict[str, Any] = {
-        name: {key: field.get_default(call_default_factory=True) for key, field in section.model_fields.items()}
-        for name, section in sections.items()
-    }
-    defaults["data"]["split"] = defaults["data"]["split"].model_dump(mode="json")
-    found = {}
-    for because, keys in rules.items():
-        for key in keys:
-            value = find_setting(asked, key)
-            default = find_setting(under, key) or find_setting(defaults, key)
-            if value and value != default and value != [None]:
-                found[key] = f"{key} = {value[0]} means nothing {because}; drop it, or set it to {default[0]}"
-    return found
 
 
 def merge_config(config: ExperimentConfig, overrides: Iterable[dict[str, Any]]) -> ExperimentConfig:

@@ -30,6 +30,7 @@ COMMANDS = {
     "import": "importing",
     "parity": "parity",
     "predict": "predict",
+    "probe": "probe",
     "train": "train",
 }
 # What writing to a file that is open already may meet.

@@ -37,6 +37,7 @@ def in_a_job(run: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command("train")
+@click.argument("data", required=False, type=click.Path(path_type=Path))
 @shared_options
 @click.option("--method", help="Method: interlude (default), supervised, fixmatch and others.")
 @click.option("--seed", type=int, help="Labels, weights, batches and views all follow from it.")
@@ -57,7 +58,11 @@ def command(
     resume: bool,
     **flags: Any,
 ) -> None:
-    """Train. With no options: InterLUDE on the embedded digits, 40 labels."""
+    """Train. With no options: InterLUDE on the embedded digits, 40 labels.
+
+    DATA: a folder of your images in class folders, a table (.csv) or arrays (.npz). --labels 40 uses 40 of the
+    labels; without it, all.
+    """
     from interlude_fast import api
     from interlude_fast.report.tables import result_lines
 

@@ -74,6 +74,11 @@ class RowOrder:
         return rows.split([b] * views + [b * self.mu] * len(self.unlabeled_views))
 
     @property
+    def labeled_parts(self) -> int:
+        """How often the labels of a step repeat in Batch.labels."""
+        return len(self.labeled_views) if self.joined else 1
+
+    @property
     def count(self) -> int:
         return self.batch * (len(self.labeled_views) + self.mu * len(self.unlabeled_views))
 

@@ -18,6 +18,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -40,14 +41,25 @@ class Front:
 
     Attributes:
         activations: images [n, C, S, S] of the network's dtype -> [n, *shape].
-        fingerprint: of its weights and of the place of the cut. shape: of one image's activations.
-        device: where it runs.
+        fingerprint: of its weights and of the place of the cut. device: where it runs.
     """
 
     activations: Callable[[Tensor], Tensor]
     fingerprint: str
-    shape: tuple[int, ...]
     device: torch.device
+
+
+class Cut(Protocol):
+    """Where a network is cut (models/cut.py): the place and its number among the places, and what crosses it."""
+
+    @property
+    def place(self) -> str: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def places(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -112,18 +124,18 @@ class KeptViews:
         normalize: Callable[[Tensor], Tensor],
         prepared: str,
         front: Callable[[], Front],
-        shape: tuple[int, ...],
+        cut: Cut,
         options: KeptConfig,
         cache: Path,
         progress: Progress | None = None,
         strong: bool = True,
     ) -> None:
         self.dataset, self.maker, self.normalize, self.prepared = dataset, maker, normalize, prepared
-        self.front, self.shape, self.options = front, shape, options
+        self.front, self.cut, self.shape, self.options = front, cut, cut.shape, options
         self.cache, self.progress = cache, progress or Silent()
         self.hashes = np.asarray(dataset.hashes).astype("S16")
         count, train = len(np.unique(self.hashes)), len(np.unique(self.hashes[dataset.parts == TRAIN]))
-        self.plan = plan_views(options, shape, train, count - train, strong)
+        self.plan = plan_views(options, cut.shape, train, count - train, strong)
         self._opened: KeptRows | None = None
 
     def plain(self, items: Tensor) -> Tensor:

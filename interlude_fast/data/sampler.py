@@ -100,6 +100,5 @@ class Sampler:
             mu=order.mu if order.unlabeled_views else 0,
         )
         slots = torch.cat([self.store.labeled[labeled], self.store.unlabeled[unlabeled].flatten()])
-        labels = self.store.labels[labeled]
-        labels = labels.repeat(len(order.labeled_views)) if order.joined else labels
+        labels = self.store.labels[labeled].repeat(order.labeled_parts)
         return Plan(order, at, slots[self.slots], self.keys, self.views, labels, unlabeled)

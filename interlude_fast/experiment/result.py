@@ -126,6 +126,15 @@ def scores_as_dict(scores: dict[str, dict[str, Scores]]) -> dict[str, Any]:
     return {part: {name: s.as_dict() for name, s in networks.items()} for part, networks in scores.items()}
 
 
+def scores_from_dict(values: dict[str, Any]) -> dict[str, dict[str, Scores]]:
+    """scores_as_dict()'s.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: they are not.
+    """
+    return {part: {name: Scores.from_dict(s) for name, s in networks.items()} for part, networks in values.items()}
+
+
 def result_as_dict(result: Result, kept_network: str) -> dict[str, Any]:
     """The content of result.json: scores after the last step, then the three evaluations by their names."""
     return {
@@ -150,10 +159,7 @@ def read_result(directory: Path) -> Result:
     values = folder.read_json(folder.result.name)
     try:
         nested = values["scores"] if "scores" in values else _earlier_scores(values)
-        scores = {
-            part: {name: Scores.from_dict(entry) for name, entry in networks.items()}
-            for part, networks in nested.items()
-        }
+        scores = scores_from_dict(nested)
         evaluations = {
             kind: {name: Evaluation.from_dict(entry) for name, entry in values[kind].items()}
             for kind in (LAST, BY_VALIDATION, BY_TEST)

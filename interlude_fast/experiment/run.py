@@ -30,10 +30,11 @@ from interlude_fast.training.setup import Run, prepare
 
 from .environment import environment
 from .loggers import FileLogger, LoggerList, ProgressLogger
-from .result import LAST, Result, result_as_dict
+from .result import LAST, Result, result_as_dict, scores_as_dict, scores_from_dict
 from .run_directory import RunDirectory
 
 DEFAULT_FOLDER = Path("runs")
+FROZEN = "frozen.json"  # scores of the features before training
 
 
 def default_directory(config: ExperimentConfig, labels: int) -> Path:
@@ -107,6 +108,7 @@ def train_run(
         if run.config.preset:
             screen.print(f"preset: {run.config.preset}", markup=False, highlight=False, soft_wrap=True)
         screen.print(chosen, markup=False, highlight=False, soft_wrap=True)
+    frozen = _frozen_scores(folder, run)
     try:
         show = ProgressLogger(screen, f"{run.dataset.name} {run.config.method.name}", run.config.train.steps)
         with explained(run.config, (run.dataset, run.split), folder.checkpoint), show as progress:
@@ -118,7 +120,8 @@ def train_run(
         files.close()
     _keep_weights(folder, run)
     result = _result(folder, run, scores, began)
-    result = replace(result, scores=_in_detail(run))
+    detailed = _in_detail(run)
+    result = replace(result, scores={part: {**detailed[part], **frozen.get(part, {})} for part in detailed})
     if step < run.state.step or not folder.result.exists():
         folder.write("result.json", result_as_dict(result, run.selection.network))
     world.after_first()
@@ -183,6 +186,17 @@ def _in_detail(run: Run) -> dict[str, dict[str, Scores]]:
         precision=run.precision,
         seed=run.config.seed,
     )
+
+
+def _frozen_scores(folder: RunDirectory, run: Run) -> dict[str, dict[str, Scores]]:
+    """What a linear head and nearest neighbours make of the features before a step is done: images -> "probe" and
+    "knn" -> scores in detail; of a resumed run as it wrote them when it began. Nothing without a probe."""
+    if run.head is None:
+        path = folder.path / FROZEN
+        return scores_from_dict(folder.read_json(FROZEN)) if path.exists() else {}
+    found = run.frozen_scores()
+    folder.write(FROZEN, scores_as_dict(found))
+    return found
 
 
 def _to_resume(directory: Path | None) -> RunDirectory:

@@ -1,5 +1,5 @@
 """A run's folder: config.yaml, passport.json, split.json, preprocessing.json, metrics.jsonl, result.json, log.txt,
-checkpoints/last, weights/{raw,ema,best_on_validation}.safetensors and TensorBoard events. Never overwritten."""
+frozen.json (what a linear head was worth before training, where there was one), checkpoints/last, weights/{raw,ema,best_on_validation}.safetensors and TensorBoard events. Never overwritten."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from interlude_fast.training.selection import BY_VALIDATION
 
 # What stands in a run directory before the first checkpoint.
 UNSTARTED = (
-    *("config.yaml", "passport.json", "split.json", "preprocessing.json"),
+    *("config.yaml", "passport.json", "split.json", "preprocessing.json", "frozen.json"),
     *("log.txt", "metrics.jsonl", "tensorboard"),
 )
 

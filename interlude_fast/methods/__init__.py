@@ -28,6 +28,7 @@ METHODS: Registry[type[Method]] = Registry(
         "mean_teacher": "interlude_fast.methods.mean_teacher:MeanTeacher",
         "mixmatch": "interlude_fast.methods.mixmatch:MixMatch",
         "mixup_lr": "interlude_fast.methods.mixup_lr:MixupLR",
+        "probe": "interlude_fast.methods.probe:Probe",
         "pseudo_label": "interlude_fast.methods.pseudo_label:PseudoLabel",
         "semimeta": "interlude_fast.methods.semimeta:SemiMeta",
         "semisupcon": "interlude_fast.methods.semisupcon:SemiSupCon",

@@ -51,6 +51,7 @@ class Method(nn.Module):
             with mu 7 (config.py lays it under every run of the method).
         labeled_views, unlabeled_views: the views of each image that enter the network.
         every_label: trains with the label of every training image, whatever data.labels says.
+        fitted: the classifier is fitted to the embeddings of a frozen network; there are no steps.
         cannot_compile: why torch.compile cannot take the forward whole; empty where it can.
         forwards: whether all rows of a batch go through the network "together", or groups of them "apart", the
             smallest of which are the B labeled rows. In a job of several processes batch.images holds this
@@ -64,6 +65,7 @@ class Method(nn.Module):
     labeled_views: ClassVar[tuple[View, ...]] = ("weak",)
     unlabeled_views: ClassVar[tuple[View, ...]] = ()
     every_label: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
     forwards: ClassVar[str] = "together"
     cannot_compile: ClassVar[str] = ""
 

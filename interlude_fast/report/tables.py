@@ -34,8 +34,19 @@ def result_lines(result: Result) -> Iterator[str]:
             yield f"{kind}:"
         for network, evaluation in found.items():
             yield f"  {_evaluation(network, evaluation)}"
+    yield from _frozen(result)
     if not result.scores:
         yield "no test or validation images: nothing was evaluated (--set data.split.validation=0.2)"
+
+
+def _frozen(result: Result) -> Iterator[str]:
+    """What the features were worth before training."""
+    for part, networks in result.scores.items():
+        if "probe" in networks:
+            linear, near = (f"{networks[name].error:.2%}" for name in ("probe", "knn"))
+            low, high = (networks["probe"].intervals or {}).get("error", (None, None))
+            interval = "" if low is None else f" ({LEVEL * 100:.0f} % interval {low:.1%} to {high:.1%})"
+            yield f"a linear head on frozen features: {part} error {linear}{interval}; nearest neighbours {near}"
 
 
 def _evaluation(network: str, e: Evaluation) -> str:

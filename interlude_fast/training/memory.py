@@ -162,8 +162,7 @@ class Need:
         _, method, network, average = self._parts
         dtype = image_dtype(precision)
         items = torch.zeros(order.batch, order.mu, dtype=torch.int64)
-        views = len(order.labeled_views) if order.joined else 1
-        labels, number = torch.zeros(order.batch * views, dtype=torch.int64), torch.tensor(0)
+        labels, number = torch.zeros(order.batch * order.labeled_parts, dtype=torch.int64), torch.tensor(0)
         batch = Batch(self._rows(order.count, dtype), labels, order, items, number)
         network.train()
         with autocast(precision, self.device):

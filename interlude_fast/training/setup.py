@@ -24,17 +24,19 @@ from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.methods import METHODS, Method, TaskInfo, build_method
-from interlude_fast.metrics import Scores, evaluate, predict_logits, pseudo_label_scores
+from interlude_fast.metrics import Scores, detail, evaluate, predict_logits, pseudo_label_scores
 from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 from interlude_fast.options import Precision
 
 from .checks import SettingChecks, TrainingChecks, check_machine, row_order, shows_strong
 from .device import float32_products, image_dtype, resolve_precision
 from .distributed import World
+from .head import FrozenHead, embed_all, start_from_probe
 from .identity import what_counts
 from .inputs import load_images
 from .kept import keep_views
 from .optim import learning_rate_factor
+from .outlook import outlook
 from .pace import BudgetPace, Pace
 from .parallel import SharedPace
 from .selection import Selection
@@ -50,6 +52,7 @@ class Run:
 
     Attributes:
         eval_sets: "test" and "validation" images, as far as there are some.
+        head: what the classifier began as, of a fresh run that begins with a probe.
         kept: views that the network's frozen front has seen, where the pipeline gives their activations.
     """
 
@@ -62,6 +65,7 @@ class Run:
     pipeline: Pipeline
     pipeline_choice: str
     kept: KeptViews | None
+    head: FrozenHead | None
     split_file: Path | None
     state: TrainState
     selection: Selection
@@ -119,6 +123,18 @@ class Run:
                 }
                 for part, images in self.eval_sets.items()
             }
+
+    def frozen_scores(self) -> dict[str, dict[str, Scores]]:
+        """Images -> "probe" and "knn" -> scores in detail, of the features before a step was done; of a run that
+        began with a probe."""
+        assert self.head is not None
+        classes, found = Preprocessing.of(self.dataset).classes, {}
+        for part, images in self.eval_sets.items():
+            inputs = images.inputs(self.config.train.eval_batch, self.normalize)
+            embeddings = embed_all(self.state.model, inputs).to(images.labels.device)
+            logits = {"probe": self.head.probe.logits(embeddings), "knn": self.head.neighbours(embeddings)}
+            found[part] = {name: detail(z, images.labels, classes, self.config.seed) for name, z in logits.items()}
+        return found
 
     def pseudo_labels(self) -> dict[str, float]:
         """How good the raw network's pseudo labels are (metrics/pseudo_labels.py), on a sample of the images seen
@@ -219,9 +235,15 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         kept, config = keep_views(
             config, dataset, policy, model.trunk, device, world, progress, strong=shows_strong(config, method)
         )
+    if kept and progress and world.first:
+        order = row_order(config, method)
+        progress.note(outlook(config, method, model, kept, order, precision, len(dataset.classes)))
     pipeline, why = _pipeline(config, dataset, split, method, world, device, precision, kept)
+    store, head = pipeline.sampler.store, None
+    if fresh and getattr(config.model.options, "head", None) == "probe":
+        normalize = Preprocessing.of(dataset).normalize
+        head = start_from_probe(model, store, kept, normalize, len(dataset.classes), config.seed)
     state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
-    store = pipeline.sampler.store
     if not method.every_label:  # whose split is its own, not the file's
         split_file = split_file or config.data.split.file
     return Run(
@@ -234,6 +256,7 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         pipeline=pipeline,
         pipeline_choice=why,
         kept=kept,
+        head=head,
         split_file=split_file,
         state=state,
         selection=Selection(t.select_by, t.select_network),

@@ -72,7 +72,7 @@ class TrainState:
 
     @property
     def finished(self) -> bool:
-        return self.position >= self.steps
+        return self.method.fitted or self.position >= self.steps
 
     def advance(self) -> None:
         """A step is done."""

@@ -179,20 +179,12 @@ def train(
     return runs.train_run(wanted, directory, resume=resume, console=_console(quiet))
 
 
-def probe(
-    data: Place | None = None,
-    *,
-    run_dir: Place | None = None,
-    config: Place | None = None,
-    set: Settings = (),
-    quiet: bool = False,
-    **flags: Unpack[Flags],
-) -> Result:
-    """What the features of a pretrained network are worth as they are: logistic regression on the embeddings of the
-    labeled images, and nearest neighbours. Leaves a run as train does, for predict, evaluate and load_model.
+def probe(data: Place | None = None, **flags: Any) -> Result:
+    """What a pretrained network's features are worth as they are: logistic regression on the embeddings of the
+    labeled images, and nearest neighbours. It leaves a run, for predict, evaluate and load_model.
 
     Args:
-        data: as the flag. run_dir, config, set, quiet, flags: as train takes them.
+        data: a folder of images, a table or arrays. flags: all others that train takes.
 
     Returns:
         Result: `.scores["test"]["probe"]` and `["knn"]` with intervals; "ema" and "raw" are the probe's network.
@@ -200,8 +192,7 @@ def probe(
     Raises:
         InterludeError: as train.
     """
-    given: dict[str, Any] = {**flags, "data": data or flags.get("data"), "method": "probe"}
-    return train(run_dir=run_dir, config=config, set=set, quiet=quiet, **given)
+    return train(**{"data": data, **flags, "method": "probe"})
 
 
 def sweep(

@@ -1,5 +1,6 @@
 """A run's folder: config.yaml, passport.json, split.json, preprocessing.json, metrics.jsonl, result.json, log.txt,
-frozen.json (what a linear head was worth before training, where there was one), checkpoints/last, weights/{raw,ema,best_on_validation}.safetensors and TensorBoard events. Never overwritten."""
+frozen.json (what a linear head was worth before training, where there was one), checkpoints/last,
+weights/{raw,ema,best_on_validation}.safetensors and TensorBoard events. Never overwritten."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from .supervised import Supervised, SupervisedOptions
 
 class ProbeOptions(Strict):
     training_defaults: ClassVar[dict[str, Any]] = {
+        "augment": {"label_strong": False},
         "data": {"pipeline": "kept"},
         "model": {"name": "efficientnet_lite0", "cut": "classifier", "norm": "folded", "head": "probe"},
         "optim": {"ema_decay": 0.0, "ema_warmup": False},

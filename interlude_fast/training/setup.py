@@ -25,6 +25,7 @@ from interlude_fast.data.progress import Progress, Silent
 from interlude_fast.data.split import Split, draw_split, with_every_label
 from interlude_fast.methods import METHODS, Method, TaskInfo, build_method
 from interlude_fast.metrics import Scores, detail, evaluate, predict_logits, pseudo_label_scores
+from interlude_fast.models import Network
 from interlude_fast.models.sync_batch_norm import synchronize_batch_norms
 from interlude_fast.options import Precision
 
@@ -131,6 +132,7 @@ class Run:
         classes, found = Preprocessing.of(self.dataset).classes, {}
         for part, images in self.eval_sets.items():
             inputs = images.inputs(self.config.train.eval_batch, self.normalize)
+            assert isinstance(self.state.model, Network)
             embeddings = embed_all(self.state.model, inputs).to(images.labels.device)
             logits = {"probe": self.head.probe.logits(embeddings), "knn": self.head.neighbours(embeddings)}
             found[part] = {name: detail(z, images.labels, classes, self.config.seed) for name, z in logits.items()}

@@ -1,11 +1,11 @@
-"""Own images on this machine: error, seconds and memory of every method, beside a probe and training from scratch.
+"""Own images on this machine: error, seconds and memory of every method, of a probe, and of training from scratch.
 
-    python -m bench.own_images FOLDER [FOLDER...] --out FILE [--labels 2,4,10] [--seeds 0-4] [--methods probe,fixmatch]
+    python -m bench.own_images FOLDER [FOLDER...] --out FILE [--labels 2,4,10] [--seeds 0-4] [--methods A,B]
     python -m bench.own_images FOLDER --out FILE --changes      what each part of the default recipe brings
 
-FOLDER holds train/<class>/ and test/<class>/. Labels are per class. Every run is a process of the command line's own,
-with nothing said but the folder, the labels, the method and the seed; what FILE holds already is not run again. Kept
-views are made by the first run of a folder and read by the later ones: seconds are given with and without them.
+FOLDER holds train/<class>/ and test/<class>/. Labels are per class. Every run is a process, with nothing
+said but the folder, the labels, the method and the seed; what FILE holds already is not run again. Kept views are
+made by the first run of a folder and read by the later ones: their seconds are given apart.
 """
 
 from __future__ import annotations

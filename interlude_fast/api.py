@@ -61,13 +61,12 @@ KINDS = {".csv": "csv", ".tsv": "csv", ".npz": "npz", ".npy": "npz"}
 class Flags(TypedDict, total=False):
     """Settings that have a flag of their own; None is as if it were not given.
 
-    data: a folder of images, a table (.csv) or arrays (.npz, .npy): data_root and its kind of dataset in one.
     dataset: digits (default), cifar10, cifar100, svhn, stl10, tmed2, folder, csv, npz, or a registered one.
     labels: labeled images in all; default: the preset's, or all that have one.
     data_root: folder or file of the dataset's local copy.
     labeled, unlabeled, test: folders of your images; labeled and test ones in class folders.
     split: a split to replay: split.json of a run, or what `data split` wrote.
-    pipeline: auto, resident, host, dali or torchvision.
+    pipeline: auto, resident, host, dali, torchvision or kept (behind a frozen front).
     method: interlude (default), fixmatch, supervised and others, or a registered one.
     model: wideresnet (default), efficientnet_lite0 and others, timm:<name>, or a registered one.
     pretrained: start from the network's pretrained weights; weights: file to start from instead.
@@ -77,7 +76,6 @@ class Flags(TypedDict, total=False):
     budget: wall time, e.g. "30m" or seconds: the schedule is scaled to end in it.
     """
 
-    data: Place | None
     dataset: str | None
     labels: int | None
     data_root: Place | None
@@ -149,6 +147,7 @@ def load_config(config: Place | None = None, set: Settings = (), **flags: Unpack
 
 
 def train(
+    data: Place | None = None,
     *,
     run_dir: Place | None = None,
     resume: bool = False,
@@ -160,6 +159,8 @@ def train(
     """Train one run. With no arguments: InterLUDE on the embedded digits, 40 labels.
 
     Args:
+        data: a folder of images, a table (.csv) or arrays (.npz, .npy): where the images are, and their kind of
+            dataset.
         run_dir: folder of the run, new; None chooses a free one under runs/.
         resume: resume the run in `run_dir`, exactly.
         config: a YAML file. set: any setting, e.g. {"method.tau": 0.9}.
@@ -174,7 +175,7 @@ def train(
     from interlude_fast.experiment import run as runs
 
     directory, file = (Path(place) if place else None for place in (run_dir, config))
-    asked = overrides(set, flags)
+    asked = overrides(set, {"data": data, **flags})
     wanted = runs.resume_config(directory, file, asked) if resume else configuration.load(file, asked)
     return runs.train_run(wanted, directory, resume=resume, console=_console(quiet))
 
@@ -192,7 +193,7 @@ def probe(data: Place | None = None, **flags: Any) -> Result:
     Raises:
         InterludeError: as train.
     """
-    return train(**{"data": data, **flags, "method": "probe"})
+    return train(data, **{**flags, "method": "probe"})
 
 
 def sweep(

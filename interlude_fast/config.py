@@ -141,7 +141,7 @@ class ExperimentConfig(Strict):
         options, name = self.model.options, self.method.name
         if fitted and (getattr(options, "cut", None), getattr(options, "head", None)) != ("classifier", "probe"):
             raise ConfigError(
-                f"{name} trains nothing but a classifier: it wants model.cut=classifier, model.head=probe"
+                f"{name} fits nothing but a classifier: set model.cut=classifier and model.head=probe"
             )
         own = getattr(options, "weights", None) or getattr(options, "pretrained", False)
         if not own and getattr(options, "head", None) == "probe":

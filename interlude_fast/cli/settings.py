@@ -36,7 +36,7 @@ SHARED = [
     click.option("--model", help="wideresnet (default), efficientnet_lite0, timm:<name> and others."),
     click.option("--pretrained/--no-pretrained", default=None, help="Start from its pretrained weights."),
     click.option("--weights", type=PATH, help="File to start from: safetensors or torch.save."),
-    click.option("--pipeline", help="auto, resident, host, dali or torchvision."),
+    click.option("--pipeline", help="auto, resident, host, dali, torchvision or kept (behind a frozen front)."),
     click.option("--steps", type=int, help="Training steps."),
     click.option("--device", help="auto, cpu, cuda or cuda:<i>."),
     click.option("--precision", help="auto, fp32, tf32, bf16 or fp16."),

@@ -40,11 +40,13 @@ class Front:
     """The frozen part of a network.
 
     Attributes:
-        activations: images [n, C, S, S] of the network's dtype -> [n, *shape].
+        activations: images [n, C, S, S] -> [n, *shape], in the front's precision. exact: the same in fp32, for the
+            images as they are, which networks are evaluated on.
         fingerprint: of its weights and of the place of the cut. device: where it runs.
     """
 
     activations: Callable[[Tensor], Tensor]
+    exact: Callable[[Tensor], Tensor]
     fingerprint: str
     device: torch.device
 
@@ -196,10 +198,10 @@ class KeptViews:
     def _computed(self, front: Front, file: str, items: np.ndarray) -> Tensor:
         """Rows of some images, [n * views, numel]."""
         images = torch.from_numpy(self.dataset.images[items])
-        inputs = (
-            self.normalize(images.to(front.device)) if file == "plain" else self._drawn(front, images, items, file)
-        )
-        found = front.activations(inputs)
+        if file == "plain":
+            found = front.exact(self.normalize(images.to(front.device)))
+        else:
+            found = front.activations(self._drawn(front, images, items, file))
         self._refuse_non_finite(found, items)
         return (found.permute(0, 2, 3, 1) if found.ndim == 4 else found).flatten(1)
 

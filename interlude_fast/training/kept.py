@@ -64,7 +64,12 @@ def keep_views(
         ViewMaker(policy, dataset.size, 0, _table(dataset, torch.float32, device)),
         preprocessing.normalize,
         json.dumps([FORMAT, told], sort_keys=True),
-        lambda: Front(activations(network, precision, device), fingerprint(network), device),
+        lambda: Front(
+            activations(network, precision, device),
+            activations(network, "fp32", device),
+            fingerprint(network),
+            device,
+        ),
         cut,
         options,
         cache or default_cache(),

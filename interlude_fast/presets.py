@@ -50,7 +50,10 @@ def dataset_base(dataset: str, network: dict[str, Any]) -> Base:
     own = network.get("name", settings.get("model", {}).get("name")) == settings.get("model", {}).get("name")
     pretrained = (own and network.get("pretrained", True)) or network.get("weights") or _is_pretrained(network)
     if scratch.is_file() and not pretrained:
+        pretrained_one = settings["model"]["name"]
         file, settings = scratch, read_yaml(scratch)
+        if "name" not in network:  # --no-pretrained, of the same network
+            settings = {**settings, "model": {"name": pretrained_one}}
     return Base(dataset, file, settings)
 
 
@@ -77,7 +80,7 @@ def for_network(under: dict[str, Any], network: dict[str, Any]) -> dict[str, Any
 def preset(base: Base, method: str, labels: int | None) -> tuple[dict[str, Any], str]:
     """The settings that lie under what a user asks for, and in words where they are from: the dataset's base, the
     method's own defaults, and the published setting of this label count, or of the nearest one. A base for
-    pretrained networks keeps its own optimizer and length: papers' are for networks that begin anew.
+    pretrained networks keeps its own optimizer and steps: papers' are for networks that begin anew.
 
     Args:
         labels: None for the count that the dataset's base.yaml names.
@@ -91,9 +94,9 @@ def preset(base: Base, method: str, labels: int | None) -> tuple[dict[str, Any],
     folder, wanted = base.file.parent, labels or base.settings.get("data", {}).get("labels")
     under = merge(base.settings, own)
     if base.settings.get("model", {}).get("cut") is not None:
-        steps = {"train": {"steps": own["train"]["steps"]}} if METHODS.find(method).fitted else {}
+        mu = {key: value for key, value in own.get("train", {}).items() if key == "mu"}
         mine: dict[str, Any] = {name: base.settings.get(name, {}) for name in ("optim", "train")}
-        under = merge(merge(under, mine), steps)
+        under = merge(merge(under, mine), {"train": mu})
     claim = _published(folder, method, wanted)
     if claim is None:
         return under, f"configs/{base.dataset}/{base.file.name}, with {method}'s own defaults"

@@ -15,6 +15,8 @@ from interlude_fast.methods import METHODS
 from interlude_fast.settings_files import configs_folder, find_setting
 from tests.helpers import SMALL, small_config
 
+SCRATCH = {"model": {"name": "wideresnet"}}  # own images without pretrained weights
+
 
 def configured(dataset: str, method: str, labels: int | None = None, **more: Any) -> ExperimentConfig:
     return load(None, [{"data": {"dataset": dataset, "labels": labels}, "method": {"name": method}}, more])
@@ -22,7 +24,7 @@ def configured(dataset: str, method: str, labels: int | None = None, **more: Any
 
 @pytest.mark.parametrize(("dataset", "labels"), [("cifar10", 500), ("svhn", 100), ("folder", None), ("csv", 8)])
 def test_mixup_lr_has_its_optimizer_and_one_unlabeled_image_a_labeled_one(dataset: str, labels: int) -> None:
-    config = configured(dataset, "mixup_lr", labels)
+    config = configured(dataset, "mixup_lr", labels, **(SCRATCH if dataset in ("folder", "csv") else {}))
     o = config.optim
     assert (o.name, o.lr, o.weight_decay, o.shrink, o.schedule) == ("adam", 0.002, 0, 0.02, "constant")
     assert config.train.mu == 1
@@ -34,7 +36,7 @@ def test_another_method_than_that_of_a_preset_file_trains_as_its_own_paper_does(
         ("cifar10/interlude-250.yaml", "mixup_lr", "adam", 1, 0.999),
         ("cifar10/base.yaml", "mixmatch", "sgd", 1, 0.999),
         ("digits/interlude-40.yaml", "semimeta", "sgd", 1, 0),
-        ("folder/base.yaml", "semimeta", "sgd", 1, 0),
+        ("folder/scratch.yaml", "semimeta", "sgd", 1, 0),
     ):
         config = load(folder / file, [{"method": {"name": method}}])
         assert (config.optim.name, config.train.mu, config.optim.ema_decay) == (name, mu, ema)
@@ -54,14 +56,15 @@ def test_a_label_count_without_a_file_takes_the_nearest_published_setting() -> N
 @pytest.mark.parametrize("method", ["mixmatch", "mean_teacher", "vat", "pseudo_label"])
 def test_methods_with_one_unlabeled_image_a_labeled_one(method: str) -> None:
     for dataset in ("folder", "csv", "npz", "tmed2"):
-        config = configured(dataset, method)
+        config = configured(dataset, method, **SCRATCH)
         assert config.train.mu == 1
-        assert f"configs/{dataset}/base.yaml, with {method}'s own defaults" == config.preset
-    assert configured("folder", method, train={"mu": 3}).train.mu == 3
+        file = "base" if dataset == "tmed2" else "scratch"
+        assert f"configs/{dataset}/{file}.yaml, with {method}'s own defaults" == config.preset
+    assert configured("folder", method, train={"mu": 3}, **SCRATCH).train.mu == 3
 
 
 def test_semimeta_on_own_images_rises_and_falls_within_the_run() -> None:
-    config = configured("folder", "semimeta")
+    config = configured("folder", "semimeta", **SCRATCH)
     o = config.optim
     assert (o.lr, o.nesterov, o.decay_all, o.ema_decay, config.train.mu) == (0.1, False, True, 0, 1)
     assert all(0 < milestone < 1 for milestone in o.milestones)
@@ -70,9 +73,34 @@ def test_semimeta_on_own_images_rises_and_falls_within_the_run() -> None:
         load(None, [{"method": {"name": "semimeta", "ramp": 4000}, "train": {"steps": 2500}}])
 
 
+@pytest.mark.parametrize("dataset", ["folder", "csv", "npz"])
+def test_own_images_take_a_pretrained_network_and_its_optimizer_whatever_the_method(dataset: str) -> None:
+    for name in METHODS:
+        config, own = configured(dataset, name), getattr(METHODS[name].Options, "training_defaults", {})
+        assert (config.model.name, config.data.pipeline, config.model.options.head) == (
+            "efficientnet_lite0",
+            "kept",
+            "probe",
+        )
+        assert (config.optim.name, config.optim.lr, config.train.batch) == ("adamw", 5e-4, 16)
+        assert config.train.mu == own.get("train", {}).get("mu", 4)
+    assert load(None, [{"data": {"dataset": dataset}}]).method.name == "fixmatch"
+
+
+def test_another_pretrained_network_is_cut_too_and_one_without_weights_is_not() -> None:
+    own = configured("folder", "fixmatch", model={"name": "timm:resnet18", "pretrained": True})
+    assert (own.model.options.cut, own.model.options.norm, own.data.pipeline) == ("auto", "folded", "kept")
+    for network in ({"name": "timm:resnet18"}, {"name": "wideresnet"}, {"pretrained": False}):
+        plain = configured("folder", "fixmatch", model=network)
+        assert (plain.model.options.cut, plain.model.options.norm, plain.data.pipeline) == (None, "train", "auto")
+        assert plain.optim.name == "sgd"
+
+
 def test_other_methods_share_the_recipe_of_fixmatch() -> None:
     for name in METHODS:
-        config = configured("folder", name)
+        if name == "probe":
+            continue
+        config = configured("folder", name, **SCRATCH)
         if not getattr(METHODS[name].Options, "training_defaults", {}):
             assert (config.optim.name, config.optim.lr, config.train.mu) == ("sgd", 0.03, 7)
 

@@ -123,7 +123,7 @@ def cache_command(
     elif listing:
         for e in cache.entries(folder):
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(e.last_used))
-            shape = f"{e.images} images, {e.size} px, {e.channels} channels"
+            shape = "kept views" if e.kept else f"{e.images} images, {e.size} px, {e.channels} channels"
             click.echo(f"{e.key}  {shape}, {e.bytes / 1e6:,.1f} MB, used {used}")
         click.echo(f"cache: {folder}")
     else:

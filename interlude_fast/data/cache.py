@@ -82,7 +82,8 @@ class Prepared:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """Prepared images on disk; 0 images where they are damaged. last_used: seconds since 1970."""
+    """Prepared images on disk; 0 images where they are damaged. last_used: seconds since 1970. kept: whether these
+    are kept views (data/kept.py), of which only the bytes are told."""
 
     key: str
     bytes: int
@@ -90,6 +91,7 @@ class CacheEntry:
     size: int
     channels: int
     last_used: float
+    kept: bool = False
 
 
 # --- what the files hold ---
@@ -473,7 +475,8 @@ def entries(cache: Path) -> list[CacheEntry]:
     """
     cache = expanded(cache)
     with disk_errors(cache, done="read"):
-        return _entries(cache / "images")
+        found = [*_entries(cache / "images"), *_kept_entries(cache / "kept")]
+        return sorted(found, key=lambda entry: (-entry.last_used, entry.key))
 
 
 def _entries(images: Path) -> list[CacheEntry]:
@@ -492,7 +495,17 @@ def _entries(images: Path) -> list[CacheEntry]:
             shape = (0, 0, 0, 0)
         count, side, _, channels = shape if len(shape) == 4 else (0, 0, 0, 0)
         found.append(CacheEntry(folder.name, size, count, side, channels, used))
-    return sorted(found, key=lambda entry: (-entry.last_used, entry.key))
+    return found
+
+
+def _kept_entries(kept: Path) -> list[CacheEntry]:
+    found = []
+    for folder in kept.iterdir() if kept.is_dir() else ():
+        if "." not in folder.name:
+            with contextlib.suppress(FileNotFoundError):  # another process removes it
+                size = sum(file.stat().st_size for file in folder.iterdir())
+                found.append(CacheEntry(folder.name, size, 0, 0, 0, folder.stat().st_mtime, kept=True))
+    return found
 
 
 def remove(cache: Path, key: str | None = None) -> list[CacheEntry]:
@@ -513,8 +526,9 @@ def remove(cache: Path, key: str | None = None) -> list[CacheEntry]:
     with disk_errors(cache):
         for entry in chosen:
             try:
-                with lock(cache, entry.key).acquire(timeout=0):
-                    _discard(cache / "images" / entry.key)
+                name = f"kept-{entry.key}" if entry.kept else entry.key
+                with lock(cache, name).acquire(timeout=0):
+                    _discard(cache / ("kept" if entry.kept else "images") / entry.key)
             except Timeout:
                 raise DataError(f"cache entry {entry.key} is being built: remove it when that is done") from None
         if key is None and cache.is_dir():

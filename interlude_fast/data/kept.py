@@ -160,6 +160,11 @@ class KeptViews:
         """Activations of strong views, as weak gives those of weak ones; numbers in 0..S-1."""
         return self.opened().take("strong", items, numbers)
 
+    @property
+    def begun(self) -> bool:
+        """Whether some views of this kind are on the disk."""
+        return (self.cache / "kept" / self._key(self.front()) / "index.npz").is_file()
+
     def missing(self) -> int:
         """Views that are still to be made."""
         return 0 if self._opened else self._rows(self.front()).missing()

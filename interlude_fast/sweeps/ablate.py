@@ -23,7 +23,7 @@ from interlude_fast.training.checkpoint import write_atomically
 from .grid import Axis, Cell, make_cells, short_names, show
 from .jobs import Failure, Job
 from .several import alone_in, common_part, finish, finished, raise_failures
-from .statistics import show_errors, summary
+from .statistics import frozen_features, show_errors, summary
 
 FILES = ("ablation.json", "table.csv", "table.md")
 
@@ -115,6 +115,7 @@ class Ablation:
             table.add_column(Text(heading), justify="left" if number < len(self.columns) else "right")
         for cell in self.cells:
             table.add_row(*map(Text, self._shown(cell)))
+        table.caption = frozen_features((r for c in self.cells for r in self.finished(c).values()), self.part)
         return table
 
     def _headings(self) -> list[str]:

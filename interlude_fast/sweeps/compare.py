@@ -19,7 +19,7 @@ from interlude_fast.training.checkpoint import write_atomically
 
 from .grid import Axis, make_cells
 from .jobs import Failure, Job, describe, evaluated_on, tell
-from .statistics import show_errors, summary
+from .statistics import frozen_features, show_errors, summary
 from .worker import run_jobs
 
 
@@ -68,6 +68,7 @@ class Comparison:
         for method, results in self.results.items():
             cells = [show_errors(self.errors(method, net)) for net in NETWORKS]
             table.add_row(method, *cells, f"{mean(result.seconds for result in results):.0f}")
+        table.caption = frozen_features(next(iter(self.results.values())))
         return table
 
 

@@ -26,7 +26,7 @@ from interlude_fast.training.setup import load_data
 from .grid import make_cells
 from .jobs import Failure, Job, tell
 from .several import alone_in, common_part, finish, finished, raise_failures
-from .statistics import show_errors, summary
+from .statistics import frozen_features, show_errors, summary
 
 FILES = ("seeds.json",)
 
@@ -114,6 +114,7 @@ class Seeds:
             seconds = mean(result.seconds for result in done.values())
             table.add_section()
             table.add_row(f"mean ± std, n = {len(done)}", *means, f"{seconds:.0f}")
+        table.caption = frozen_features(done.values())
         return table
 
     def raise_failures(self) -> None:

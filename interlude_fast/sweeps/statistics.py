@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean, stdev
 from typing import Any
+
+from interlude_fast.experiment.result import Result
 
 
 def summary(errors: list[float]) -> dict[str, Any]:
@@ -18,3 +21,11 @@ def show_errors(errors: list[float]) -> str:
     """`"3.20% ± 1.60%"`, `"3.20%"` for one, `""` for none."""
     spread = f" ± {stdev(errors):.2%}" if len(errors) > 1 else ""
     return f"{mean(errors):.2%}{spread}" if errors else ""
+
+
+def frozen_features(results: Iterable[Result], part: str = "test") -> str | None:
+    """What a linear head on frozen features was worth in those runs that began with one, as a line below a table;
+    None where none did."""
+    scores = [result.scores.get(part, {}).get("probe") for result in results]
+    errors = [found.error for found in scores if found is not None]
+    return f"a linear head on frozen features: {show_errors(errors)}" if errors else None

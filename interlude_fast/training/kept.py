@@ -7,6 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,12 +21,13 @@ from interlude_fast.data.kept_rows import AT_A_TIME
 from interlude_fast.data.preprocessing import Preprocessing
 from interlude_fast.data.progress import Progress
 from interlude_fast.models import Network
-from interlude_fast.options import FilesConfig, Precision
+from interlude_fast.options import FilesConfig, KeptConfig, Precision
 
 from .device import autocast, computes_in_bf16
 from .distributed import World
 
 TRIALS = 3
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 
 
 def keep_views(
@@ -48,39 +50,65 @@ def keep_views(
     Raises:
         DataError: too few views fit into data.kept.most_gb.
     """
-    cut = network.cut
-    assert cut is not None
-    preprocessing, options = Preprocessing.of(dataset), config.data.kept
-    if options.precision == "auto":
-        chosen = world.from_first(lambda: fastest_precision(network, preprocessing, device))
-        config = merge_config(config, [{"data": {"kept": {"precision": chosen}}}])
-        options = config.data.kept
-    precision: Precision = options.precision
-    told = {k: v for k, v in preprocessing.as_dict().items() if k != "classes"}
-    cache = config.data.cache if isinstance(config.data, FilesConfig) else None
-    kept = KeptViews(
-        dataset,
-        # The views' draws do not depend on the run's seed: runs of several seeds share them.
-        ViewMaker(policy, dataset.size, 0, _table(dataset, torch.float32, device)),
-        preprocessing.normalize,
-        json.dumps([FORMAT, told], sort_keys=True),
-        lambda: Front(
-            activations(network, precision, device),
-            activations(network, "fp32", device),
-            fingerprint(network),
-            device,
-        ),
-        cut,
-        options,
-        cache or default_cache(),
-        progress,
-        strong,
+    build = _Builder(config, dataset, policy, network, device, progress, strong)
+    if config.data.kept.precision != "auto":
+        return build(config.data.kept), config
+    preprocessing = Preprocessing.of(dataset)
+    chosen = world.from_first(
+        lambda: build.precision_before() or fastest_precision(network, preprocessing, device)
     )
-    return kept, config
+    config = merge_config(config, [{"data": {"kept": {"precision": chosen}}}])
+    return build(config.data.kept), config
 
 
-def _table(dataset: Dataset, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return normalization_table(dataset.mean, dataset.std, dtype, device)
+@dataclass(frozen=True)
+class _Builder:
+    """KeptViews of everything but the precision."""
+
+    config: ExperimentConfig
+    dataset: Dataset
+    policy: Policy
+    network: Network
+    device: torch.device
+    progress: Progress | None
+    strong: bool
+
+    def __call__(self, options: KeptConfig) -> KeptViews:
+        dataset, network, device = self.dataset, self.network, self.device
+        preprocessing = Preprocessing.of(dataset)
+        told = {k: v for k, v in preprocessing.as_dict().items() if k != "classes"}
+        data, cut, precision = self.config.data, network.cut, options.precision
+        assert cut is not None
+        assert precision != "auto"
+        return KeptViews(
+            dataset,
+            # The views' draws do not depend on the run's seed: runs of several seeds share them.
+            ViewMaker(self.policy, dataset.size, 0, _table(dataset, device)),
+            preprocessing.normalize,
+            json.dumps([FORMAT, told], sort_keys=True),
+            lambda: Front(
+                activations(network, precision, device),
+                activations(network, "fp32", device),
+                fingerprint(network),
+                device,
+            ),
+            cut,
+            options,
+            (data.cache if isinstance(data, FilesConfig) else None) or default_cache(),
+            self.progress,
+            self.strong,
+        )
+
+    def precision_before(self) -> str:
+        """The front's precision of views that an earlier run has kept; "" where there are none."""
+        for precision in PRECISIONS:
+            if self(self.config.data.kept.model_copy(update={"precision": precision})).begun:
+                return precision
+        return ""
+
+
+def _table(dataset: Dataset, device: torch.device) -> Tensor:
+    return normalization_table(dataset.mean, dataset.std, torch.float32, device)
 
 
 def activations(network: Network, precision: Precision, device: torch.device) -> Callable[[Tensor], Tensor]:
@@ -113,7 +141,7 @@ def fastest_precision(network: Network, preprocessing: Preprocessing, device: to
     images = torch.zeros(AT_A_TIME, side, side, channels, dtype=torch.uint8, device=device)
     inputs = preprocessing.normalize(images)
     seconds = {}
-    for precision in ("fp32", "bf16"):
+    for precision in PRECISIONS:
         front, taken = activations(network, precision, device), []
         for _ in range(TRIALS + 1):
             began = time.perf_counter()

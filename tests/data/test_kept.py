@@ -16,6 +16,7 @@ from torch import Tensor
 from interlude_fast.data import kept_rows
 from interlude_fast.data.augment import Policy, ViewMaker, normalization_table
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.data.cache import entries, remove
 from interlude_fast.data.datasets import TEST, TRAIN, Dataset, from_parts
 from interlude_fast.data.kept import Front, KeptViews, plan_views
 from interlude_fast.data.pipelines import build_pipeline
@@ -179,6 +180,15 @@ def test_activations_that_are_not_finite_name_the_image(tmp_path: Path) -> None:
     kept = keep(data, tmp_path, lambda x: Counting()(x) / 0)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="activations of image 0 are NaN or infinite"):
         kept.opened()
+
+
+def test_the_cache_lists_and_removes_them(tmp_path: Path) -> None:
+    keep(dataset(images(10)), tmp_path, Counting()).opened()
+    (entry,) = entries(tmp_path)
+    assert entry.kept
+    assert entry.bytes > 10 * (4 + 2 * 7) * 48
+    assert remove(tmp_path, entry.key[:8]) == [entry]
+    assert entries(tmp_path) == []
 
 
 def test_bytes_are_bounded() -> None:

@@ -23,7 +23,12 @@ from interlude_fast.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DIGITS = {
-    "data": {"dataset": "digits", "labels": 20, "pipeline": "kept", "kept": {"weak": 2, "strong": 3}},
+    "data": {
+        "dataset": "digits",
+        "labels": 20,
+        "pipeline": "kept",
+        "kept": {"weak": 2, "strong": 3, "precision": "fp32"},
+    },
     "model": {"name": "wideresnet", "depth": 10, "width": 1, "cut": "block3", "norm": "frozen"},
     "train": {"batch": 4, "mu": 2, "steps": 6, "eval_every": 3, "checkpoint_every": 3, "log_every": 3},
 }
@@ -42,9 +47,10 @@ def settings(method: str = "fixmatch", **more: Any) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"probe"}))
-def test_every_method_trains_on_them(method: str) -> None:
-    train = {"mu": 1} if method == "mixmatch" else {}
-    run = prepare(load(None, settings(method, train={**train, "steps": 20}), unread={}))
+@pytest.mark.parametrize("label_strong", [False, True])
+def test_every_method_trains_on_them(method: str, label_strong: bool) -> None:
+    more = {"train": {"steps": 20}, "augment": {"label_strong": label_strong}}
+    run = prepare(load(None, settings(method, **more), unread={}))
     before = {n: p.detach().clone() for n, p in run.state.model.named_parameters()}
     for step in range(2):
         losses = train_step(run.state, run.pipeline.batch(step))
@@ -247,4 +253,10 @@ def test_too_few_classes(tmp_path: Path, classes: tuple, message: str) -> None:
     place = folder(tmp_path / "photos", *classes)
     place.mkdir(exist_ok=True)
     with pytest.raises(DataError, match=message):
+        il.train(place, quiet=True)
+
+
+def test_images_without_any_label(tmp_path: Path) -> None:
+    place = folder(tmp_path, ("photos", 5)) / "photos"
+    with pytest.raises(DataError, match=r"no image in .*photos has a label: .*interlude-fast embed"):
         il.train(place, quiet=True)

@@ -106,6 +106,13 @@ def class_names(folder: Path | None, others: Sequence[Path] = ()) -> list[str]:
     assert folder is not None
     names = [name for name in _folder_names(folder) if name not in UNLABELED_NAMES]
     names = [name for name in names if (folder / name).resolve() not in others]
+    if not names and any(True for _ in image_paths(folder)):
+        raise DataError(
+            f"folder: no image in {folder} has a label: put some of every class into folders of their own, "
+            "labeled/<class>/<image>, and train --labeled labeled --unlabeled with the rest; to see first which "
+            f"images are alike, cluster the features of interlude-fast embed efficientnet_lite0 {folder} "
+            "--out features.npz"
+        )
     if len(names) < 2:
         raise DataError(
             f"folder: {folder} holds {len(names)} class folders, at least 2 wanted: <folder>/<class>/<image>"

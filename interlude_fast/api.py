@@ -33,7 +33,6 @@ Settings = Mapping[str, Any] | Sequence[str]
 
 # flag -> the setting that it overrides
 FLAGS = {
-    "data": "data.root",
     "dataset": "data.dataset",
     "labels": "data.labels",
     "data_root": "data.root",
@@ -109,7 +108,6 @@ def overrides(set: Settings = (), flags: Mapping[str, Any] | None = None) -> lis
         asked = [nested(key, str(value) if isinstance(value, Path) else value) for key, value in set.items()]
     else:
         asked = [parse_assignment(text) for text in ([set] if isinstance(set, str) else set)]
-    asked += _data_argument(flags or {})
     for name, value in (flags or {}).items():
         if name not in FLAGS:
             raise ConfigError(f"unknown keyword '{name}'{nearest(name, FLAGS)}; other settings: set={{...}}")
@@ -118,20 +116,20 @@ def overrides(set: Settings = (), flags: Mapping[str, Any] | None = None) -> lis
     return asked
 
 
-def _data_argument(flags: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The kind of dataset that `data` names, where no flag says it.
+def _data_argument(data: Place | None, flags: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where `data` says that the images are, and the kind of dataset that it is where no flag says it.
 
     Raises:
-        ConfigError: `data` beside other flags that say where the images are.
+        ConfigError: other flags say where the images are, too.
     """
-    if (data := flags.get("data")) is None:
+    if data is None:
         return []
     beside = [name for name in ("data_root", "labeled", "unlabeled", "test") if flags.get(name) is not None]
     if beside:
         flag = beside[0].replace("_", "-")
         raise ConfigError(f"{data} and --{flag} both say where the images are; drop one of them")
-    kind = KINDS.get(Path(data).suffix.lower(), "folder")
-    return [] if flags.get("dataset") else [nested("data.dataset", kind)]
+    kind = [] if flags.get("dataset") else [nested("data.dataset", KINDS.get(Path(data).suffix.lower(), "folder"))]
+    return [*kind, nested("data.root", str(data))]
 
 
 def load_config(config: Place | None = None, set: Settings = (), **flags: Unpack[Flags]) -> ExperimentConfig:
@@ -175,7 +173,7 @@ def train(
     from interlude_fast.experiment import run as runs
 
     directory, file = (Path(place) if place else None for place in (run_dir, config))
-    asked = overrides(set, {"data": data, **flags})
+    asked = [*_data_argument(data, flags), *overrides(set, flags)]
     wanted = runs.resume_config(directory, file, asked) if resume else configuration.load(file, asked)
     return runs.train_run(wanted, directory, resume=resume, console=_console(quiet))
 

@@ -185,7 +185,9 @@ def load(
     config = from_dict(values)
     config._preset = note
     config.check_steps()
-    found = unread_settings(asked, under, config)
+    method, network = config.method, config.model.options
+    label_strong = config.augment.label_strong
+    found = unread_settings(asked, under, method.name, method.options, network, label_strong=label_strong)
     if unread is None and found:
         raise ConfigError(next(iter(found.values())))
     if unread is not None:

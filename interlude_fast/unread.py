@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .methods import METHODS
 from .options import AugmentConfig, DataConfig, OptimConfig, Strict, TrainConfig
 from .settings_files import find_setting
 
-if TYPE_CHECKING:
-    from .config import ExperimentConfig
 
-
-def unread_settings(asked: dict[str, Any], under: dict[str, Any], config: ExperimentConfig) -> dict[str, str]:
+def unread_settings(
+    asked: dict[str, Any],
+    under: dict[str, Any],
+    name: str,
+    options: Strict,
+    network: Strict,
+    *,
+    label_strong: bool,
+) -> dict[str, str]:
     """A line for every setting that is asked for, differs from what lies under it, and is read by nothing.
 
     Args:
         asked, under: nested settings: what the user says, and the preset below.
+        name, options: of the method. network: the network's options. label_strong: of the augmentation.
     """
-    method, name = METHODS.find(config.method.name), config.method.name
+    method = METHODS.find(name)
     rules: dict[str, list[str]] = {}
     if not method.unlabeled_views:
         keys = ["train.mu", "data.unlabeled_includes_labeled", "augment.paired"]
         keys += ["data.split.unlabeled_imbalance", "data.split.unlabeled_largest"]
         rules[f"to {name}, which sees no unlabeled images"] = keys
     views = {*method.labeled_views, *method.unlabeled_views}
-    if not views & {"strong", "strong2"} and not config.augment.label_strong:
+    if not views & {"strong", "strong2"} and not label_strong:
         rules[f"to {name}, which sees no strong view"] = [f"augment.{k}" for k in ("form", "n", "m", "cutout")]
-    if not method.fuses(config.method.options):
-        keys = [key for key in type(config.model.options).model_fields if key.startswith("fusion_")]
+    if not method.fuses(options):
+        keys = [key for key in type(network).model_fields if key.startswith("fusion_")]
         rules[f"where {name} fuses no embeddings"] = [f"model.{key}" for key in keys]
     if method.every_label:
         rules[f"to {name}, which trains with every label"] = [
@@ -38,7 +44,7 @@ def unread_settings(asked: dict[str, Any], under: dict[str, Any], config: Experi
         ]
     sections: dict[str, type[Strict]] = {"train": TrainConfig, "data": DataConfig, "augment": AugmentConfig}
     sections["optim"] = OptimConfig
-    sections["model"] = type(config.model.options)
+    sections["model"] = type(network)
     defaults: dict[str, Any] = {
         name: {key: field.get_default(call_default_factory=True) for key, field in section.model_fields.items()}
         for name, section in sections.items()

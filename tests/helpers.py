@@ -13,7 +13,7 @@ from PIL import Image
 
 from interlude_fast.config import ExperimentConfig, load
 from interlude_fast.data.datasets import dataset_options
-from interlude_fast.methods import Losses
+from interlude_fast.methods import METHODS, Losses
 from interlude_fast.options import DataConfig
 from interlude_fast.training.state import TrainState
 from interlude_fast.training.step import EagerStep
@@ -71,3 +71,7 @@ def write_images(root: Path, names: Iterable[str], size: tuple[int, int] = (12, 
 def image_names(classes: Iterable[str], each: int, below: str = "") -> list[str]:
     """["cat/0.png", ...]: `each` files of every class."""
     return [f"{below}{name}/{i}.png" for name in classes for i in range(each)]
+
+
+# Methods that take steps.
+TRAINED = [name for name in METHODS if not METHODS[name].fitted]

@@ -112,7 +112,8 @@ def sealed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(text: str, photos: Path) -> list[dict[str, Any]]:
     base = {"data": {"dataset": "folder", "root": str(photos), "cache": str(photos.parent / "cache")}}
-    return [base, {"train": {"device": "cpu"}}, *map(parse_assignment, text.split())]
+    plain = {"model": {"name": "wideresnet"}, "method": {"name": "interlude"}, "train": {"device": "cpu"}}
+    return [base, plain, *map(parse_assignment, text.split())]
 
 
 def refuse(text: str, message: str, photos: Path) -> None:
@@ -177,6 +178,7 @@ def test_the_fixture_works(photos: Path, sealed: None) -> None:
 def test_the_command_line_ends_with_one_line(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(photos.parent)
     given = ["train", "--dataset", "folder", "--data-root", "photos", "--set", "method.tau=1.5"]
+    given += ["--method", "interlude"]
     result = CliRunner().invoke(main, given)
     assert result.exit_code == 2
     assert "method.tau must be a number in [0, 1]" in result.stderr
@@ -186,7 +188,7 @@ def test_the_command_line_ends_with_one_line(photos: Path, monkeypatch: pytest.M
 MANY = [
     ("data.split.test=0.3", {"data.labels": [6, 7]}, "7 labels do not divide"),
     ("data.split.test=0.3", {"train.mu": [2, 1000]}, "mu = 1000, but there are only"),
-    ("data.split.test=0.3", {"method.tau": [[0.9, 0.8]]}, "must be 3 numbers"),
+    ("data.split.test=0.3 method.name=interlude", {"method.tau": [[0.9, 0.8]]}, "must be 3 numbers"),
     ("data.labels=6", {"train.mu": [2]}, "has no test images"),
 ]
 

@@ -77,6 +77,8 @@ def train_run(
     if resume:
         folder = _to_resume(directory)
         _refuse_changes(folder.config(), config)
+        kept = folder.config().data.kept.model_dump(mode="json")
+        config = merge_config(config, [{"data": {"kept": kept}}])  # with the precision that was chosen
         if not folder.checkpoint.exists():
             raise CheckpointError(
                 f"{folder.checkpoint} does not exist: the run stopped before its first checkpoint; "

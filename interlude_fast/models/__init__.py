@@ -129,7 +129,7 @@ def divide(network: Network, options: NetworkOptions, shape: Shape) -> Network:
     Raises:
         ConfigError: no such place to cut, or the network cannot be cut.
     """
-    network.norm = options.norm
+    network.norm_mode = options.norm
     if options.norm == "folded" and (left := fold_norms(network, shape)):
         network.remarks = (*network.remarks, left)
     if options.cut is not None:

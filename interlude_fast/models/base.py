@@ -82,7 +82,7 @@ class Network(nn.Module, ABC):
         fusion: applied to the rows of a batch somewhere inside `embed`.
         embedding_size: D.
         shards: in a job of several processes, what part of a batch this one computes.
-        norm: see NetworkOptions. cut: where the front ends, which is frozen; None: everything is trained.
+        norm_mode: `norm` of NetworkOptions. cut: where the frozen front ends; None: everything is trained.
         kept: whether what enters is the front's activations of images, not images (data/kept.py).
         remarks: lines for the user about how it was built.
     """
@@ -92,7 +92,7 @@ class Network(nn.Module, ABC):
     fusion: EmbeddingFusion
     embedding_size: int
     shards: Shards | None = None
-    norm: Norm = "train"
+    norm_mode: Norm = "train"
     cut: Cut | None = None
     kept: bool = False
     remarks: tuple[str, ...] = ()
@@ -124,7 +124,7 @@ class Network(nn.Module, ABC):
     @property
     def rows_apart(self) -> bool:
         """Whether a row's embedding depends on that row alone while the network trains, in one process."""
-        return self.norm != "train" and self.fusion.alpha == 0 and self.shards is None
+        return self.norm_mode != "train" and self.fusion.alpha == 0 and self.shards is None
 
     def embed_rows(self, x: Tensor) -> Tensor:
         """`embed` of the rows of a batch, images or, where they are kept, the front's activations [N, ...]."""
@@ -143,7 +143,7 @@ class Network(nn.Module, ABC):
         self._still = tuple(
             module
             for name, module in self.named_modules()
-            if (self.norm != "train" and isinstance(module, nn.modules.batchnorm._BatchNorm))
+            if (self.norm_mode != "train" and isinstance(module, nn.modules.batchnorm._BatchNorm))
             or (self.cut is not None and self.cut.holds(name))
         )
         self.train(self.training)

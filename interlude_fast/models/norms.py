@@ -79,7 +79,7 @@ def plain_state_dict(module: nn.Module, state: dict[str, Tensor] | None = None) 
     """
     found = dict(module.state_dict() if state is None else state)
     for prefix, network in module.named_modules():
-        if not isinstance(network, Network) or network.norm != "folded":
+        if not isinstance(network, Network) or network.norm_mode != "folded":
             continue
         path = f"{prefix}." if prefix else ""
         for name, norm in network.named_modules():

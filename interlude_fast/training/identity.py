@@ -21,7 +21,7 @@ FREE_TO_CHANGE = {
 ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
 ADDED_LATER: dict[str, dict[str, Any]] = {
     "augment": {"label_strong": False},
-    "data": {"interpolation": None, "kept": KeptConfig().model_dump(mode="json")},
+    "data": {"interpolation": None, "kept": KeptConfig().model_dump(mode="json", exclude={"precision"})},
     "model": {"cut": None, "norm": "train", "head": "fresh"},
     "optim": {"ema_warmup": False},
 }
@@ -38,4 +38,5 @@ def what_counts(config: ExperimentConfig) -> dict[str, Any]:
     pipeline = settings["data"]["pipeline"]
     settings["data"]["pipeline"] = pipeline if pipeline in ("dali", "kept") else "any but dali"
     settings["data"]["split"].pop("file")  # the run keeps the split itself
+    settings["data"]["kept"].pop("precision")  # the run keeps what was chosen
     return settings

@@ -24,7 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from interlude_fast.data import cache as caches
-from interlude_fast.data import decode
+from interlude_fast.data import decode, storage
 from interlude_fast.data.cache import RichProgress, default_cache, entries, prepared_images, remove, survey
 from interlude_fast.data.images import Recipe
 from interlude_fast.errors import DataError
@@ -626,7 +626,7 @@ def test_a_file_system_without_locks(files: list[Path], cache: Path, monkeypatch
     def unsupported(*arguments: object, **options: object) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(caches.FileLock, "acquire", unsupported)
+    monkeypatch.setattr(storage.FileLock, "acquire", unsupported)
     with pytest.raises(DataError, match="lies on a file system without locks; choose another folder"):
         load(files, cache)
 

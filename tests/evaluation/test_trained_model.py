@@ -97,7 +97,18 @@ def test_nothing_to_evaluate_is_said(tmp_path: Path) -> None:
         "--dataset",
         "folder",
     ]
-    given += ["--set", "model.depth=10", "--set", "model.width=1", "--set", "train.batch=2", "--device", "cpu"]
+    given += [
+        "--model",
+        "wideresnet",
+        "--set",
+        "model.depth=10",
+        "--set",
+        "model.width=1",
+        "--set",
+        "train.batch=2",
+        "--device",
+        "cpu",
+    ]
     given += ["--set", "train.mu=2", "--set", "data.size=12"]
     run = ["--run-dir", str(tmp_path / "run")]
     trained = CliRunner().invoke(main, ["train", *given, *run, "--budget", "4s"])

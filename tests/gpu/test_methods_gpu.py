@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from interlude_fast.methods import METHODS, build_method
+from interlude_fast.methods import build_method
 from interlude_fast.training.setup import prepare
 from interlude_fast.training.step import train_step
-from tests.helpers import small_config
+from tests.helpers import TRAINED, small_config
 from tests.methods.test_methods import PLAIN, PROBLEM, make_batch, small_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -29,7 +29,7 @@ def no_waiting() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_step_never_waits_for_the_device(name: str, precision: str) -> None:
     run = prepare(small_config(method={"name": name}, train={"device": "cuda", "precision": precision}))
     for step in range(5):

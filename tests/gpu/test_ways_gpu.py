@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from interlude_fast.methods import METHODS, Losses
+from interlude_fast.methods import Losses
 from interlude_fast.training.captured import CapturedStep
 from interlude_fast.training.compiled import compiled_losses
 from interlude_fast.training.device import float32_products
 from interlude_fast.training.loop import train
 from interlude_fast.training.setup import Run, prepare
 from interlude_fast.training.step import EagerStep
-from tests.helpers import small_config
+from tests.helpers import TRAINED, small_config
 from tests.training.test_ways import CALM, losses_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -45,7 +45,7 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_captured_steps_are_the_eager_ones(method: str) -> None:
     """The same kernels on the same numbers, draws included; libraries may still choose other algorithms."""
     a, b, again = made(method), made(method), made(method)

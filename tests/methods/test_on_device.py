@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from interlude_fast.data.batch import Batch, RowOrder
-from interlude_fast.methods import METHODS, build_method, mixmatch, semimeta
+from interlude_fast.methods import build_method, mixmatch, semimeta
 from interlude_fast.models import Shape
 from interlude_fast.ops import extension
 from interlude_fast.training.network import build_network
 from interlude_fast.training.setup import load_data, task_info
-from tests.helpers import small_config
+from tests.helpers import TRAINED, small_config
 
 META = torch.device("meta")
 
@@ -42,7 +42,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_meta")
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_step_needs_nothing_of_the_host(name: str) -> None:
     config = small_config(method={"name": name})
     dataset, split = load_data(config)

@@ -50,14 +50,14 @@ def prepared(photos: Path, text: str = "", model: str = "efficientnet_lite0") ->
 
 
 def test_files_are_prepared_for_the_weights(photos: Path) -> None:
-    how = prepared(photos)
+    how = prepared(photos, "data.size=null")  # the preset of own images names one
     assert (how.size, how.channels, how.interpolation) == (224, 3, "bicubic")
     assert (how.mean, how.std) == (HALF, HALF)
     vit = "timm:vit_tiny_patch16_224"
     assert data_settings(config(photos, "model.pretrained=true", vit)).interpolation == "bicubic"  # type: ignore[attr-defined]
     files = sorted(photos.rglob("*.png"))
     expected = prepare(Image.open(files[0]), Recipe(224, 3, "crop", "bicubic"))
-    assert np.array_equal(load_images(config(photos)).images[0], expected)
+    assert np.array_equal(load_images(config(photos, "data.size=null")).images[0], expected)
 
 
 def test_what_the_user_says_stands(photos: Path) -> None:
@@ -191,7 +191,7 @@ def test_flags(photos: Path, tmp_path: Path) -> None:
     assert given.optim == api.load_config(dataset="digits").optim
     run, files = tmp_path / "run", ["--dataset", "folder", "--data-root", str(photos)]
     for arguments, line in (
-        (["--pretrained"], "unknown key 'model.pretrained'"),
+        (["--model", "wideresnet", "--pretrained"], "unknown key 'model.pretrained'"),
         (["--model", "efficientnet_lite9"], "unknown network 'efficientnet_lite9'; did you mean"),
         (["--weights", str(tmp_path / "no.pth")], "no.pth does not exist"),
         (["--model", "efficientnet_lite0", "--weights", str(photos / "cat" / "0.png")], "not a safetensors file"),

@@ -12,13 +12,12 @@ import torch
 
 from interlude_fast.errors import MemoryExhausted
 from interlude_fast.experiment.run import train_run
-from interlude_fast.methods import METHODS
 from interlude_fast.training import exhaustion
 from interlude_fast.training.exhaustion import explained, is_exhaustion, refuse_too_large, would_fit
 from interlude_fast.training.memory import Need, runs_at_once
 from interlude_fast.training.room import Room, room
 from interlude_fast.training.setup import load_data, prepare
-from tests.helpers import small_config
+from tests.helpers import TRAINED, small_config
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +79,7 @@ def test_a_step_takes_what_is_estimated() -> None:
     assert 0.7 < estimated / measured < 1.3
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_method_is_traced(name: str) -> None:
     found = need(method={"name": name}, train={"eval_batch": 1}).estimate(2)
     assert found is not None

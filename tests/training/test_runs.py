@@ -19,13 +19,12 @@ from interlude_fast.errors import CheckpointError, ConfigError, NonFiniteLossErr
 from interlude_fast.evaluation.evaluate import evaluate_run
 from interlude_fast.experiment.run import train_run
 from interlude_fast.experiment.run_directory import RunDirectory
-from interlude_fast.methods import METHODS
 from interlude_fast.sweeps.compare import compare
 from interlude_fast.training import loop
 from interlude_fast.training.checkpoint import load_tensors, read_checkpoint, write_atomically
 from interlude_fast.training.setup import prepare
 from interlude_fast.training.state import TrainState
-from tests.helpers import SMALL, before_steps, flags, small_config
+from tests.helpers import SMALL, TRAINED, before_steps, flags, small_config
 
 
 def losses(path: Path) -> list[tuple[int, float]]:
@@ -90,7 +89,7 @@ def test_same_seed_same_run_and_another_seed_another(tmp_path: Path) -> None:
     assert losses(tmp_path / "a") != losses(tmp_path / "c")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_resume_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
     config = small_config(method={"name": method})
     train_run(config, tmp_path / "whole")

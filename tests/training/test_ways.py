@@ -24,7 +24,7 @@ from interlude_fast.training.setup import Run, prepare
 from interlude_fast.training.state import TrainState
 from interlude_fast.training.step import EagerStep, train_step
 from interlude_fast.training.ways import Choice, Step, Stepper, Way, choose
-from tests.helpers import small_config
+from tests.helpers import TRAINED, small_config
 from tests.training.test_fused_run import distance
 
 CALM = {"lr": 0.003}  # at the preset's 0.1 rounding grows a thousandfold in 30 steps
@@ -49,7 +49,7 @@ def assert_same_state(a: Run, b: Run) -> None:
     assert (a.state.step, a.state.position) == (b.state.step, b.state.position)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", TRAINED)
 def test_a_step_on_fixed_memory_is_the_eager_one_to_the_bit(method: str) -> None:
     """What a CUDA graph records: the step number, the rate and the seed come from memory alone."""
     steps = 30 if method == "interlude" else 4
@@ -71,7 +71,7 @@ def test_batches_that_come_from_outside_are_copied_to_where_they_are_read() -> N
     b.pipeline.close()
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if not METHODS[name].cannot_compile])
+@pytest.mark.parametrize("method", [name for name in TRAINED if not METHODS[name].cannot_compile])
 def test_the_forward_of_a_method_is_one_graph(method: str) -> None:
     """fullgraph: a break raises. Without a code generator the numbers are the eager ones."""
     a, b = made(method), made(method)

@@ -14,10 +14,10 @@ import yaml
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from interlude_fast import config as configuration
-from interlude_fast.api import FLAGS, overrides
 from interlude_fast.cli.train import command as train_command
 from interlude_fast.config import ExperimentConfig, load
 from interlude_fast.data.batch import RowOrder
+from interlude_fast.flags import FLAGS, overrides
 from interlude_fast.methods import TaskInfo, build_method
 from interlude_fast.models import Shape
 from interlude_fast.settings_files import configs_folder

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import interlude_fast as il
-from interlude_fast import api, registry
+from interlude_fast import flags, registry
 from interlude_fast.cli import settings
 from interlude_fast.config import from_dict
 from interlude_fast.data import datasets as dataset_registry
@@ -84,14 +84,14 @@ def test_sweeps() -> None:
 
 
 def test_keywords_are_the_flags() -> None:
-    flags = {
+    known = {
         p.name for option in (*settings.DATA, *settings.SHARED) for p in click.command()(option(lambda: 0)).params
     }
-    flags -= {"config_file", "assignments"}
-    assert flags <= {*api.FLAGS}
-    assert {*api.FLAGS} == {*api.Flags.__annotations__}
-    for name in api.FLAGS:
-        assert name in (api.Flags.__doc__ or "")
+    known -= {"config_file", "assignments"}
+    assert known <= {*flags.FLAGS}
+    assert {*flags.FLAGS} == {*flags.Flags.__annotations__}
+    for name in flags.FLAGS:
+        assert name in (flags.Flags.__doc__ or "")
     with pytest.raises(ConfigError, match="unknown keyword 'label'; did you mean 'labels'"):
         il.load_config(label=3)  # type: ignore[call-arg]
 

@@ -11,7 +11,7 @@ import interlude_fast
 
 ROOT = Path(interlude_fast.__file__).parent
 # Lower imports nothing higher; names of one rank may import each other only where they are one package.
-RANK = {"errors": 0, "registry": 1, "options": 1, "settings_files": 1, "reference": 1, "ops": 2}
+RANK = {"errors": 0, "registry": 1, "options": 1, "settings_files": 1, "reference": 1, "flags": 2, "ops": 2}
 RANK |= {"data": 3, "models": 3, "methods": 4, "presets": 5, "unread": 5, "config": 6, "metrics": 7, "training": 8}
 RANK |= {"experiment": 9, "evaluation": 10, "sweeps": 10, "benchmark": 10, "report": 11, "api": 11, "cli": 12}
 MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py"))

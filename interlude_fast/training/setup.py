@@ -237,14 +237,18 @@ def prepare(config: ExperimentConfig, progress: Progress | None = None, split_fi
         kept, config = keep_views(
             config, dataset, policy, model.trunk, device, world, progress, strong=shows_strong(config, method)
         )
-    if kept and progress and world.first:
-        order = row_order(config, method)
-        progress.note(outlook(config, method, model, kept, order, precision, len(dataset.classes)))
+    told = progress if progress and world.first else Silent()
+    for line in model.trunk.remarks:
+        told.note(f"{config.model.name}: {line}")
+    if kept:
+        told.note(outlook(config, method, model, kept, row_order(config, method), precision, len(dataset.classes)))
     pipeline, why = _pipeline(config, dataset, split, method, world, device, precision, kept)
     store, head = pipeline.sampler.store, None
     if fresh and getattr(config.model.options, "head", None) == "probe":
         normalize = Preprocessing.of(dataset).normalize
         head = start_from_probe(model, store, kept, normalize, len(dataset.classes), config.seed)
+        if not head.fits:
+            told.note(f"{config.method.name} has a classifier of its own, which begins with fresh values")
     state = TrainState(model, method, config.optim, t.steps, config.seed, scale_loss=precision == "fp16")
     if not method.every_label:  # whose split is its own, not the file's
         split_file = split_file or config.data.split.file
@@ -296,4 +300,6 @@ def _pipeline(
         world=world.size if shared else 1,
         kept=kept,
     )
+    if kept:
+        why = f"{kept.plan.weak} weak and {kept.plan.strong} strong views, front in {kept.options.precision}"
     return pipeline, f"{name} ({why})"

@@ -13,7 +13,7 @@ import torch
 from bench.harness import begin, measure, parser, quick, show, write
 from bench.workload import noise_run as any_run
 from interlude_fast.benchmark.speed import take_step
-from interlude_fast.training.setup import Run
+from interlude_fast.training.run import Run
 
 
 def noise_run(network: str, device: torch.device, train: dict[str, Any], **more: Any) -> Run:

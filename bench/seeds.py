@@ -36,7 +36,8 @@ from interlude_fast.data.processes import start_process, take_output
 from interlude_fast.ops import checks
 from interlude_fast.training.device import autocast
 from interlude_fast.training.optim import learning_rate_factor
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 from interlude_fast.training.step import train_step
 
 from . import harness

@@ -22,7 +22,7 @@ from interlude_fast.benchmark.baseline import settings
 from interlude_fast.benchmark.speed import take_step
 from interlude_fast.data.decode import cores
 from interlude_fast.training.device import autocast
-from interlude_fast.training.setup import Run
+from interlude_fast.training.run import Run
 from interlude_fast.training.step import set_numbers, update
 
 STAGES = ("whole", "batch", "forward", "loss", "backward", "update")

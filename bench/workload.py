@@ -11,7 +11,8 @@ import torch
 from interlude_fast.config import load as load_config
 from interlude_fast.data.datasets import Dataset, LoadContext, from_arrays, register_dataset
 from interlude_fast.options import RootConfig
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 
 Options = RootConfig
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,8 @@ from interlude_fast.training.checkpoint import save_checkpoint, write_atomically
 from interlude_fast.training.device import float32_products
 from interlude_fast.training.exhaustion import explained, refuse_too_large
 from interlude_fast.training.meter import Meter
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 
 from .baseline import time_reference
 from .timing import Timing, busy_seconds, seconds_of, time_steps

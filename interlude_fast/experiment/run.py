@@ -25,8 +25,9 @@ from interlude_fast.training.evaluate import evaluate_networks
 from interlude_fast.training.exhaustion import explained, refuse_too_large
 from interlude_fast.training.identity import ADDED_LATER, what_counts
 from interlude_fast.training.loop import train
+from interlude_fast.training.run import Run
 from interlude_fast.training.selection import BY_VALIDATION, Evaluation
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.setup import prepare
 
 from .environment import environment
 from .loggers import FileLogger, LoggerList, ProgressLogger

@@ -20,7 +20,7 @@ from .interrupt import Interrupt
 from .meter import Meter
 from .pace import Pace
 from .parallel import shared_steps
-from .setup import Run
+from .run import Run
 from .state import TrainState
 
 

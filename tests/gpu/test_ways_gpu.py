@@ -13,7 +13,8 @@ from interlude_fast.training.captured import CapturedStep
 from interlude_fast.training.compiled import compiled_losses
 from interlude_fast.training.device import float32_products
 from interlude_fast.training.loop import train
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 from interlude_fast.training.step import EagerStep
 from tests.helpers import TRAINED, small_config
 from tests.training.test_ways import CALM, losses_of

@@ -10,7 +10,8 @@ import torch
 
 from interlude_fast.experiment.run import train_run
 from interlude_fast.training.captured import StaticStep
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 from interlude_fast.training.step import EagerStep
 from tests.helpers import small_config
 from tests.training.test_runs import Stop, assert_same_run, stop_after

@@ -20,7 +20,8 @@ from interlude_fast.methods import METHODS, Losses
 from interlude_fast.options import TrainConfig
 from interlude_fast.training.captured import StaticStep
 from interlude_fast.training.compiled import compiled_losses
-from interlude_fast.training.setup import Run, prepare
+from interlude_fast.training.run import Run
+from interlude_fast.training.setup import prepare
 from interlude_fast.training.state import TrainState
 from interlude_fast.training.step import EagerStep, train_step
 from interlude_fast.training.ways import Choice, Step, Stepper, Way, choose

@@ -171,6 +171,12 @@ class FilesConfig(RootConfig):
         le=4096,
         description="side of resized files; None: a pretrained network's, else from the files",
     )
+    max_size: int | None = Field(
+        None,
+        ge=32,
+        le=4096,
+        description="without size: the side at most; smaller files keep theirs, from 32 on",
+    )
     channels: Literal[1, 3] | None = Field(
         None, description="of files; None: a pretrained network's, else 1 where all are grey, else 3"
     )

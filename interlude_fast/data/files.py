@@ -19,6 +19,7 @@ from .progress import Progress
 
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N")
 LARGEST_OWN_SIZE, DEFAULT_MOST = 224, 96
+LEAST_SIZE = 32  # under max_size
 NAMED_SKIPPED = 3  # unreadable files that a message names
 
 
@@ -128,16 +129,19 @@ def _groups(records: Sequence[Record]) -> np.ndarray | None:
 
 def choose_recipe(facts: Sequence[FileFacts], options: FilesConfig) -> Recipe:
     """Size and channels of the prepared images: as configured, else from the files. Images that are all squares of
-    one size up to 224 px keep it; others get the median of their shorter sides, at most 96, in steps of 8."""
+    one size up to 224 px keep it; others get the median of their shorter sides, at most 96, in steps of 8. Under
+    options.max_size all get that median, at most max_size and at least 32."""
     readable = [f for f in facts if not f.reason]
     channels = options.channels or (1 if all(f.mode in GREY_MODES for f in readable) else 3)
     sizes = {(f.width, f.height) for f in readable}
     size = options.size
+    median = float(np.median([min(f.width, f.height) for f in readable])) if readable else 8
+    if size is None and options.max_size is not None:
+        size = min(max(LEAST_SIZE, int(median) // 8 * 8), options.max_size)
     if size is None and len(sizes) == 1:
         width, height = next(iter(sizes))
         size = width if width == height and 8 <= width <= LARGEST_OWN_SIZE else None
     if size is None:
-        median = float(np.median([min(f.width, f.height) for f in readable])) if readable else 8
         size = max(8, int(min(median, DEFAULT_MOST)) // 8 * 8)
     return Recipe(size, channels, options.fit, options.interpolation or "bilinear")
 

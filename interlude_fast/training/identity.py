@@ -19,9 +19,14 @@ FREE_TO_CHANGE = {
 # Checkpoints are bound to a hash of the settings, which earlier versions wrote for every dataset alike, and
 # without those of later versions.
 ALWAYS_COUNTED = {"extra": False, "size": None, "channels": None, "fit": "crop", "max_unreadable": 0.05}
+KEPT = KeptConfig().model_dump(mode="json", exclude={"precision"})
 ADDED_LATER: dict[str, dict[str, Any]] = {
     "augment": {"label_strong": False},
-    "data": {"interpolation": None, "kept": KeptConfig().model_dump(mode="json", exclude={"precision"})},
+    "data": {
+        "interpolation": None,
+        "max_size": None,
+        "kept": KEPT,
+    },
     "model": {"cut": None, "norm": "train", "head": "fresh"},
     "optim": {"ema_warmup": False},
 }

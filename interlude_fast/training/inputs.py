@@ -23,7 +23,8 @@ def data_settings(config: ExperimentConfig) -> DataConfig:
     if wanted is None or not isinstance(data, FilesConfig):
         return data
     numbers = len(data.mean or data.std or ())  # statistics that are given tell the channels
-    filled = {"size": wanted.size, "channels": numbers or wanted.channels, "interpolation": wanted.interpolation}
+    size = wanted.size if data.max_size is None else None
+    filled = {"size": size, "channels": numbers or wanted.channels, "interpolation": wanted.interpolation}
     return data.model_copy(update={key: value for key, value in filled.items() if getattr(data, key) is None})
 
 

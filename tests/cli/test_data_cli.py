@@ -171,10 +171,10 @@ def test_preview_shows_the_views(call: Callable[..., Result]) -> None:
 
 def test_cache_is_filled_listed_and_removed(call: Callable[..., Result], mine: Path) -> None:
     assert (
-        "31 images, 96 px, prepared in" in call("data", "cache", "--dataset", "folder", "--data-root", mine).stdout
+        "31 images, 32 px, prepared in" in call("data", "cache", "--dataset", "folder", "--data-root", mine).stdout
     )
     listed = call("data", "cache", "--list")
-    assert "31 images, 96 px, 3 channels" in listed.stdout
+    assert "31 images, 32 px, 3 channels" in listed.stdout
     assert call("data", "cache", "--remove", listed.stdout.split()[0]).exit_code == 0
     assert "images," not in call("data", "cache", "--list").stdout
     for key in ("none", ""):

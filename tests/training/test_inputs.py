@@ -50,14 +50,14 @@ def prepared(photos: Path, text: str = "", model: str = "efficientnet_lite0") ->
 
 
 def test_files_are_prepared_for_the_weights(photos: Path) -> None:
-    how = prepared(photos, "data.size=null")  # the preset of own images names one
+    how = prepared(photos, "data.max_size=null")  # the preset of own images bounds it
     assert (how.size, how.channels, how.interpolation) == (224, 3, "bicubic")
     assert (how.mean, how.std) == (HALF, HALF)
     vit = "timm:vit_tiny_patch16_224"
     assert data_settings(config(photos, "model.pretrained=true", vit)).interpolation == "bicubic"  # type: ignore[attr-defined]
     files = sorted(photos.rglob("*.png"))
     expected = prepare(Image.open(files[0]), Recipe(224, 3, "crop", "bicubic"))
-    assert np.array_equal(load_images(config(photos, "data.size=null")).images[0], expected)
+    assert np.array_equal(load_images(config(photos, "data.max_size=null")).images[0], expected)
 
 
 def test_what_the_user_says_stands(photos: Path) -> None:
@@ -215,3 +215,11 @@ def test_a_run_says_that_the_classifier_is_fresh(photos: Path, tmp_path: Path) -
     progress: Progress = listener
     prepare_run(config(photos, f"{text} model.weights={weights}", "wideresnet"), progress)
     assert sum("has a classifier of 2 classes, not 3" in line for line in listener.lines) == 1
+
+
+def test_files_of_your_own_are_bounded_and_never_enlarged(photos: Path) -> None:
+    """The preset of own images: at most 96 px; files of 40 x 28 px, then more of 200 x 144."""
+    assert prepared(photos).size == 32
+    write_images(photos, [f"cat/{i}.png" for i in range(20)], size=(200, 144))
+    assert prepared(photos).size == 96
+    assert prepared(photos, "data.size=64").size == 64

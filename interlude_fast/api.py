@@ -93,6 +93,7 @@ def probe(data: Place | None = None, **flags: Any) -> Result:
 def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     *,
+    data: Place | None = None,
     seeds: int | Iterable[int] = (0,),
     out: Place | None = None,
     each: bool = False,
@@ -112,7 +113,7 @@ def sweep(
         each: the base configuration and every axis by itself, instead of all combinations.
         jobs: runs at a time; None: one, or for seeds alone as many as the device holds.
         resume: for seeds alone: the configuration of the runs in `out` is the base.
-        config, set, quiet, flags: as train takes them.
+        data, config, set, quiet, flags: as train takes them.
 
     Raises:
         InterludeError: before any training, where something in the grid, its data or `out` does not fit.
@@ -122,7 +123,8 @@ def sweep(
     from interlude_fast.sweeps.seeds import seed_configs, train_seeds
 
     file, folder, console = Path(config) if config else None, Path(out) if out else None, _console(quiet)
-    asked, seeds = overrides(set, flags), [seeds] if isinstance(seeds, int) else list(seeds)
+    asked = [*data_argument(data, flags), *overrides(set, flags)]
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     if each and grid is None:
         raise ConfigError("each varies one axis of a grid at a time: give a grid")
     if resume and grid is not None:

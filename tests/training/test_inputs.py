@@ -24,8 +24,8 @@ from interlude_fast.experiment.run import train_run
 from interlude_fast.options import DataConfig
 from interlude_fast.settings_files import parse_assignment
 from interlude_fast.sweeps.jobs import Job, evaluated_on
+from interlude_fast.training.identity import what_counts
 from interlude_fast.training.inputs import data_settings, load_images
-from interlude_fast.training.setup import what_counts
 from tests.helpers import image_names, write_images
 
 pytest.importorskip("timm")

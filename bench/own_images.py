@@ -124,7 +124,7 @@ def main() -> None:
                 continue
             method = "fixmatch" if arguments.changes else name
             found["cells"][key] = measure(folder, per_class, method, seed, names[name], cache)
-            found["environment"], found["command"] = environment(), sys.argv[1:]
+            found["environment"] = environment()
             write_atomically(arguments.out, (json.dumps(found, indent=1) + "\n").encode())
             print(key, found["cells"][key], flush=True)
     finally:

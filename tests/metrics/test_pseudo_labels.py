@@ -10,7 +10,7 @@ import torch
 from interlude_fast.experiment.run import train_run
 from interlude_fast.experiment.run_directory import RunDirectory
 from interlude_fast.metrics import pseudo_label_scores
-from interlude_fast.training import setup
+from interlude_fast.training import run as training_run
 from interlude_fast.training.setup import prepare
 from tests.helpers import image_names, small_config, write_images
 
@@ -45,7 +45,7 @@ def test_the_sample_is_of_all_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     run = prepare(small_config())
     store = run.pipeline.sampler.store
     hidden = store.unlabeled[~torch.isin(store.unlabeled, store.labeled)]
-    monkeypatch.setattr(setup, "PSEUDO_LABELED", len(hidden) // 2 + 1)  # between every one and every second
+    monkeypatch.setattr(training_run, "PSEUDO_LABELED", len(hidden) // 2 + 1)  # between every one and every second
     looked_at: list[torch.Tensor] = []
     real = type(store).batches
 
